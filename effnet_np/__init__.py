@@ -1,0 +1,3 @@
+"""EfficientNet in NumPy."""
+from effnet_np.config import EfficientNetConfig
+from effnet_np.model import EfficientNetForImageClassification, EfficientNetModel

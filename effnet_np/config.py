@@ -1,0 +1,385 @@
+"""The configuration of an EfficientNet, the published presets, and the list of blocks that follows from them.
+
+EfficientNet is one small network, B0, and a rule for growing it: *compound scaling* (paper, section 3.3).
+`width_coefficient` multiplies the channels of every stage, `depth_coefficient` the number of blocks in it,
+and the image gets larger with them. `round_filters` and `round_repeats` are that rule; `blocks()` applies it
+and writes the whole network down as plain numbers, which the model, the summary and the kernels all read.
+
+Paper: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", arXiv 1905.11946.
+Field names, defaults and quirks: transformers 4.37.2, `models/efficientnet/configuration_efficientnet.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+ACTIVATION_NAMES = ("swish", "silu", "relu", "relu6", "gelu", "gelu_new", "selu", "mish")
+POOLING_TYPES = ("mean", "max")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+# name: (width, depth, image size, dropout, blocks that pad k//2 on all sides); hidden_dim follows from the width.
+# Source: HF's convert_efficientnet_to_pytorch.py. "lite0" is TensorFlow's efficientnet/lite.
+PRESETS: dict[str, tuple[float, float, int, float, list[int]]] = {
+    "b0": (1.0, 1.0, 224, 0.2, []),
+    "b1": (1.0, 1.1, 240, 0.2, [16]),
+    "b2": (1.1, 1.2, 260, 0.3, [5, 8, 16]),
+    "b3": (1.2, 1.4, 300, 0.3, [5, 18]),
+    "b4": (1.4, 1.8, 380, 0.4, [6]),
+    "b5": (1.6, 2.2, 456, 0.4, [13, 27]),
+    "b6": (1.8, 2.6, 528, 0.5, [31]),
+    "b7": (2.0, 3.1, 600, 0.5, [18]),
+    "lite0": (1.0, 1.0, 224, 0.2, []),
+}
+
+
+def round_filters(channels: int, width_coefficient: float, depth_divisor: int = 8) -> int:
+    """Channels scaled by the width, rounded to a multiple of `depth_divisor`, never more than 10% down."""
+    scaled = channels * width_coefficient
+    rounded = max(depth_divisor, int(scaled + depth_divisor / 2) // depth_divisor * depth_divisor)
+    return rounded + depth_divisor if rounded < 0.9 * scaled else rounded
+
+
+def round_repeats(repeats: int, depth_coefficient: float) -> int:
+    """Blocks of a stage, scaled by the depth and rounded up."""
+    return math.ceil(depth_coefficient * repeats)
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One MBConv block in plain numbers. Channels are counts, `padding` is (top and left, bottom and right) in pixels."""
+
+    index: int
+    stage: int  # 0..6 in the published networks
+    in_channels: int
+    expanded_channels: int  # equal to in_channels where expand_ratio is 1: then there is no expansion
+    out_channels: int
+    squeeze_channels: int  # 0: no squeeze-excite
+    kernel_size: int
+    stride: int
+    padding: tuple[int, int]
+    expand_ratio: int
+    residual: bool  # the block's input is added to its output
+    drop_rate: float  # in training, of the elementwise dropout before that addition
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """(H, W) of the block's output for an input of (height, width)."""
+        extra = sum(self.padding) - self.kernel_size
+        return (height + extra) // self.stride + 1, (width + extra) // self.stride + 1
+
+
+class EfficientNetConfig:
+    """Every field and default of HF's `EfficientNetConfig`; the bare one is B7. Unknown keys are kept as attributes.
+
+    Beyond HF: `squeeze_expansion_ratio=0` means no squeeze-excite, and `fix_head_stem=True` leaves the stem, the
+    head and the first and last stage unscaled, as the Lite networks do. `hidden_act` may be a function from array
+    to array. Raises ValueError or TypeError for a configuration that describes no network.
+    """
+
+    model_type = "efficientnet"
+
+    def __init__(
+        self,
+        *,
+        num_channels: int = 3,
+        image_size: int = 600,
+        width_coefficient: float = 2.0,
+        depth_coefficient: float = 3.1,
+        depth_divisor: int = 8,
+        kernel_sizes: list[int] | None = None,
+        in_channels: list[int] | None = None,
+        out_channels: list[int] | None = None,
+        depthwise_padding: list[int] | None = None,
+        strides: list[int] | None = None,
+        num_block_repeats: list[int] | None = None,
+        expand_ratios: list[int] | None = None,
+        squeeze_expansion_ratio: float = 0.25,
+        hidden_act: str | Callable = "swish",
+        hidden_dim: int = 2560,
+        pooling_type: str = "mean",
+        initializer_range: float = 0.02,
+        batch_norm_eps: float = 0.001,
+        batch_norm_momentum: float = 0.99,
+        dropout_rate: float = 0.5,
+        drop_connect_rate: float = 0.2,
+        fix_head_stem: bool = False,
+        id2label: dict | None = None,
+        label2id: dict | None = None,
+        num_labels: int | None = None,
+        problem_type: str | None = None,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+        **unknown: Any,
+    ):
+        def stage_list(given, default):
+            return list(default) if given is None else list(given)
+
+        self.num_channels = num_channels
+        self.image_size = image_size
+        self.width_coefficient = width_coefficient
+        self.depth_coefficient = depth_coefficient
+        self.depth_divisor = depth_divisor
+        self.kernel_sizes = stage_list(kernel_sizes, [3, 3, 5, 3, 5, 5, 3])
+        self.in_channels = stage_list(in_channels, [32, 16, 24, 40, 80, 112, 192])
+        self.out_channels = stage_list(out_channels, [16, 24, 40, 80, 112, 192, 320])
+        self.depthwise_padding = stage_list(depthwise_padding, [])
+        self.strides = stage_list(strides, [1, 2, 2, 2, 1, 2, 1])
+        self.num_block_repeats = stage_list(num_block_repeats, [1, 2, 2, 3, 3, 4, 1])
+        self.expand_ratios = stage_list(expand_ratios, [1, 6, 6, 6, 6, 6, 6])
+        self.squeeze_expansion_ratio = squeeze_expansion_ratio
+        self.hidden_act = hidden_act
+        self.hidden_dim = hidden_dim
+        self.pooling_type = pooling_type
+        self.initializer_range = initializer_range
+        self.batch_norm_eps = batch_norm_eps
+        self.batch_norm_momentum = batch_norm_momentum
+        self.dropout_rate = dropout_rate
+        self.drop_connect_rate = drop_connect_rate
+        self.fix_head_stem = fix_head_stem
+        self.problem_type = problem_type
+        self.output_hidden_states = output_hidden_states
+        self.return_dict = return_dict
+        for key in ("num_hidden_layers", "model_type"):  # the first is computed below, the second is the class's own
+            unknown.pop(key, None)
+        self._unknown = list(unknown)
+        for key, value in unknown.items():
+            setattr(self, key, value)
+        self.num_hidden_layers = sum(self.num_block_repeats) * 4  # HF's number; nothing reads it
+        self._set_labels(id2label, label2id, num_labels)
+        self.validate()
+
+    # -- labels ---------------------------------------------------------------------------------------------------
+
+    def _set_labels(self, id2label, label2id, num_labels):
+        if id2label is None:
+            count = 2 if num_labels is None else num_labels  # HF's default is two labels
+            if not isinstance(count, int) or count < 0:
+                raise ValueError(f"num_labels must be a whole number of at least 0, got {count!r}")
+            id2label = {index: f"LABEL_{index}" for index in range(count)}
+        elif num_labels is not None and num_labels != len(id2label):
+            raise ValueError(f"num_labels is {num_labels} but id2label names {len(id2label)} labels: give one of the two")
+        self.id2label = {int(index): label for index, label in id2label.items()}
+        if sorted(self.id2label) != list(range(len(self.id2label))):
+            raise ValueError(f"id2label must number its {len(self.id2label)} labels from 0 without a gap")
+        self.label2id = dict(label2id) if label2id else {label: index for index, label in self.id2label.items()}
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes; setting it to another number makes new labels LABEL_0, LABEL_1, ..."""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, count: int):
+        if count != len(self.id2label):
+            self._set_labels(None, None, count)
+
+    @property
+    def use_return_dict(self) -> bool:
+        return self.return_dict
+
+    # -- what is refused ------------------------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Raise ValueError (TypeError for a wrong type) where these fields describe no network."""
+        for name in ("num_channels", "image_size", "depth_divisor", "hidden_dim"):
+            _check_whole(name, getattr(self, name))
+        for name in ("width_coefficient", "depth_coefficient", "batch_norm_eps"):
+            _check_number(name, getattr(self, name), above=0.0)
+        for name in ("squeeze_expansion_ratio", "initializer_range"):
+            _check_number(name, getattr(self, name), at_least=0.0)
+        for name in ("dropout_rate", "drop_connect_rate", "batch_norm_momentum"):
+            _check_number(name, getattr(self, name), at_least=0.0, at_most=1.0)
+
+        names = ("kernel_sizes", "in_channels", "out_channels", "strides", "num_block_repeats", "expand_ratios")
+        lengths = {name: len(getattr(self, name)) for name in names}
+        if len(set(lengths.values())) != 1 or not self.in_channels:
+            raise ValueError(f"these lists need one entry a stage, the same number in each, at least one; got {lengths}")
+        for name in names:
+            for position, entry in enumerate(getattr(self, name)):
+                _check_whole(f"{name}[{position}]", entry)
+        for position, stride in enumerate(self.strides):
+            if stride not in (1, 2):
+                raise ValueError(f"strides[{position}] must be 1 or 2 (HF pads for no other), got {stride}")
+        for position, block in enumerate(self.depthwise_padding):
+            _check_whole(f"depthwise_padding[{position}]", block, at_least=0)
+        for stage in range(len(self.in_channels) - 1):
+            if self.round_filters(self.out_channels[stage]) != self.round_filters(self.in_channels[stage + 1]):
+                raise ValueError(
+                    f"out_channels[{stage}] is {self.out_channels[stage]} but in_channels[{stage + 1}] is "
+                    f"{self.in_channels[stage + 1]}: a stage takes what the one before it gives"
+                )
+        if self._stem_or_head(self.in_channels[0]) != self.stem_channels:
+            raise ValueError(f"in_channels[0] must be 32, the stem's channels before scaling, got {self.in_channels[0]}")
+        if self.hidden_dim != self.head_channels:
+            raise ValueError(
+                f"hidden_dim is {self.hidden_dim} but must be {self.head_channels}, which is round_filters(1280) at "
+                f"width_coefficient {self.width_coefficient} and depth_divisor {self.depth_divisor}"
+            )
+        if not callable(self.hidden_act) and self.hidden_act not in ACTIVATION_NAMES:
+            raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATION_NAMES)} or a function, got {self.hidden_act!r}")
+        if self.pooling_type not in POOLING_TYPES:
+            raise ValueError(f"pooling_type must be one of {', '.join(POOLING_TYPES)}, got {self.pooling_type!r}")
+        if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
+            raise ValueError(f"problem_type must be None or one of {', '.join(PROBLEM_TYPES)}, got {self.problem_type!r}")
+
+    # -- compound scaling -----------------------------------------------------------------------------------------
+
+    def round_filters(self, channels: int) -> int:
+        return round_filters(channels, self.width_coefficient, self.depth_divisor)
+
+    def round_repeats(self, repeats: int) -> int:
+        return round_repeats(repeats, self.depth_coefficient)
+
+    def _stem_or_head(self, channels: int) -> int:
+        return channels if self.fix_head_stem else self.round_filters(channels)
+
+    @property
+    def stem_channels(self) -> int:
+        return self._stem_or_head(32)
+
+    @property
+    def head_channels(self) -> int:
+        return self._stem_or_head(1280)
+
+    def blocks(self) -> list[BlockSpec]:
+        """The network between stem and head, block after block (paper, Table 1; HF's `EfficientNetEncoder`)."""
+        stages = range(len(self.in_channels))
+        unscaled = {0, len(self.in_channels) - 1} if self.fix_head_stem else set()
+        repeats = [self.num_block_repeats[s] if s in unscaled else self.round_repeats(self.num_block_repeats[s]) for s in stages]
+        specs: list[BlockSpec] = []
+        in_channels = self.stem_channels
+        for stage in stages:
+            out_channels = self.round_filters(self.out_channels[stage])
+            for repeat in range(repeats[stage]):
+                index, first = len(specs), repeat == 0
+                kernel_size, expand_ratio = self.kernel_sizes[stage], self.expand_ratios[stage]
+                stride = self.strides[stage] if first else 1
+                if stride == 1:  # "same": the output is as large as the input
+                    padding = ((kernel_size - 1) // 2, kernel_size // 2)
+                elif index in self.depthwise_padding:
+                    padding = (kernel_size // 2, kernel_size // 2)
+                else:  # TensorFlow's SAME for an input of even size, which HF uses for any size
+                    padding = (kernel_size // 2 - 1, kernel_size // 2)
+                ratio = self.squeeze_expansion_ratio
+                specs.append(
+                    BlockSpec(
+                        index=index,
+                        stage=stage,
+                        in_channels=in_channels,
+                        expanded_channels=in_channels * expand_ratio,
+                        out_channels=out_channels,
+                        squeeze_channels=max(1, int(in_channels * ratio)) if ratio else 0,  # of the *unexpanded* input
+                        kernel_size=kernel_size,
+                        stride=stride,
+                        padding=padding,
+                        expand_ratio=expand_ratio,
+                        residual=stride == 1 and not first,
+                        drop_rate=self.drop_connect_rate * index / sum(repeats),
+                    )
+                )
+                in_channels = out_channels
+        return specs
+
+    # -- presets and files ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> EfficientNetConfig:
+        """The published "b0" to "b7" and "lite0", with ImageNet's 1,000 labels; fields may be overridden by name."""
+        if name not in PRESETS:
+            raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
+        width, depth, image_size, dropout, depthwise_padding = PRESETS[name]
+        fields: dict[str, Any] = {
+            "width_coefficient": width,
+            "depth_coefficient": depth,
+            "image_size": image_size,
+            "dropout_rate": dropout,
+            "depthwise_padding": depthwise_padding,
+        }
+        if name == "lite0":
+            fields |= {"squeeze_expansion_ratio": 0.0, "hidden_act": "relu6", "fix_head_stem": True}
+        if "num_labels" not in overrides and "id2label" not in overrides:
+            fields["id2label"] = imagenet_labels()
+        fields["hidden_dim"] = round_filters(1280, width, 8)
+        return cls(**(fields | overrides))
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any], **overrides: Any) -> EfficientNetConfig:
+        """A configuration from HF's dictionary (or config.json); overrides win over it."""
+        if not isinstance(fields, dict):
+            raise TypeError(f"a configuration is a dictionary of fields, got {type(fields).__name__}")
+        fields = copy.deepcopy(fields)
+        model_type = fields.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(f"this configuration describes a model of type {model_type!r}, not {cls.model_type!r}")
+        if "id2label" in overrides or "num_labels" in overrides:  # a new head brings its own labels
+            same = overrides.get("num_labels") == len(fields.get("id2label") or ()) and "id2label" not in overrides
+            for key in ("num_labels",) if same else ("id2label", "label2id", "num_labels"):
+                fields.pop(key, None)
+        fields.update(overrides)
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field in HF's names, ready for JSON. A function as `hidden_act` is refused with TypeError."""
+        if not isinstance(self.hidden_act, str):
+            raise TypeError(f"hidden_act is a function ({self.hidden_act!r}), which a configuration file cannot hold")
+        fields = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        if not self.fix_head_stem:  # HF has no such field
+            del fields["fix_head_stem"]
+        return copy.deepcopy(fields | {"model_type": self.model_type})
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike, **options: Any) -> EfficientNetConfig:
+        """Read config.json from a folder, a file, a preset's short name or a hub id.
+
+        Hub options (`revision`, `local_files_only`, `cache_dir`, ...) go to the hub; all others override fields.
+        """
+        from effnet_np import checkpoint, hub
+
+        hub_options, overrides = hub.split_options(options)
+        return cls.from_dict(checkpoint.read_config(hub.resolve(source, **hub_options)), **overrides)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> str:
+        """Write `folder`/config.json as HF does, and give its path."""
+        from effnet_np import checkpoint
+
+        return checkpoint.write_json(folder, "config.json", {"architectures": ["EfficientNetForImageClassification"]} | self.to_dict())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EfficientNetConfig) and vars(self) == vars(other)
+
+    def __repr__(self) -> str:
+        fields = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        if self.num_labels > 10:
+            fields["id2label"] = fields["label2id"] = f"<{self.num_labels} labels>"
+        return f"EfficientNetConfig({', '.join(f'{key}={value!r}' for key, value in fields.items())})"
+
+
+def imagenet_labels() -> dict[int, str]:
+    """The 1,000 ImageNet classes, index to label, as the configurations on the hub have them."""
+    text = resources.files("effnet_np.weights").joinpath("imagenet-1k-id2label.json").read_text(encoding="utf-8")
+    return {int(index): label for index, label in json.loads(text).items()}
+
+
+def _check_whole(name: str, value: Any, at_least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {value}")
+
+
+def _check_number(name, value, above: float | None = None, at_least: float | None = None, at_most: float | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    if above is not None and not value > above:
+        raise ValueError(f"{name} must be above {above:g}, got {value!r}")
+    if (at_least is not None and value < at_least) or (at_most is not None and value > at_most):
+        bounds = f"at least {at_least:g}" if at_most is None else f"between {at_least:g} and {at_most:g}"
+        raise ValueError(f"{name} must be {bounds}, got {value!r}")

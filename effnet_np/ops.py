@@ -1,0 +1,339 @@
+"""The mathematics of EfficientNet: one pure function an operation, arrays in, arrays out.
+
+Letters: `N` batch, `C` channels, `H` and `W` height and width, `O` output channels, `K` kernel size,
+`L` length of a flattened plane. Layout is NCHW. The result has the dtype of the input, float32 or float64;
+an input is never written to. `padding` is (top, bottom, left, right) in pixels of zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+Padding = tuple[int, int, int, int]
+
+# Elementwise work goes through memory many times. Done in pieces of this many numbers, it stays in a core's cache.
+CACHE_BLOCK = 1 << 16
+
+
+# -- convolution ------------------------------------------------------------------------------------------------------
+
+
+def conv2d(x, weight, bias=None, stride: int = 1, padding: Padding = (0, 0, 0, 0), groups: int = 1) -> np.ndarray:
+    """2-D cross-correlation, as deep learning calls convolution: one of the three below, by the weight's shape.
+
+    x (N, C, H, W), weight (O, C / groups, K, K), bias (O,) or None -> (N, O, H', W'), H' = (H + padding - K) // stride + 1.
+    `groups` is 1 or, for a depthwise convolution, C. Raises ValueError where shapes do not fit.
+    """
+    channels, kernel = x.shape[1], weight.shape[2:]
+    if channels != weight.shape[1] * groups:
+        raise ValueError(f"the input has {channels} channels but the weight {weight.shape} expects {weight.shape[1] * groups}")
+    if groups not in (1, channels) or weight.shape[0] % groups:
+        raise ValueError(f"groups must be 1 or the number of channels ({channels}), got {groups}")
+    x = pad2d(x, padding)
+    if x.shape[2] < kernel[0] or x.shape[3] < kernel[1]:
+        raise ValueError(f"the padded input {x.shape[2:]} is smaller than the kernel {kernel}: the image is too small")
+    if groups == channels == weight.shape[0]:
+        y = depthwise_conv2d(x, weight[:, 0], stride)
+    elif kernel == (1, 1):
+        y = pointwise_conv2d(x[:, :, ::stride, ::stride], weight[:, :, 0, 0])
+    else:
+        y = full_conv2d(x, weight, stride)
+    if bias is not None:
+        y += bias[:, None, None]
+    return y
+
+
+def pad2d(x, padding: Padding) -> np.ndarray:
+    """Zeros around each plane; a negative number crops instead, as in torch.nn.ZeroPad2d. (N, C, H, W) -> (N, C, H', W')."""
+    top, bottom, left, right = padding
+    n, c, height, width = x.shape
+    if not any(padding):
+        return x
+    x = x[:, :, max(-top, 0) : height - max(-bottom, 0), max(-left, 0) : width - max(-right, 0)]
+    top, bottom, left, right = (max(p, 0) for p in padding)
+    padded = np.zeros((n, c, x.shape[2] + top + bottom, x.shape[3] + left + right), x.dtype)
+    padded[:, :, top : top + x.shape[2], left : left + x.shape[3]] = x
+    return padded
+
+
+def pointwise_conv2d(x, weight) -> np.ndarray:
+    """A 1x1 convolution mixes channels at each position alone, which is a matrix product.
+
+    x (N, C, H, W), weight (O, C) -> (N, O, H, W)
+    """
+    n, c, height, width = x.shape
+    y = weight @ x.reshape(n, c, height * width)  # (O, C) @ (N, C, H*W) -> (N, O, H*W)
+    return y.reshape(n, -1, height, width)
+
+
+def depthwise_conv2d(x, weight, stride: int = 1) -> np.ndarray:
+    """Each channel with a kernel of its own: K*K shifted copies of the plane, each times one number, added up.
+
+    x (N, C, H, W), already padded, weight (C, K, K) -> (N, C, H', W')
+
+    A shift by (i, j) of a plane whose rows lie one after the other in memory is a shift by i * W + j of one long
+    row. So for stride 1 the whole plane is one row to NumPy, and the K - 1 results at the end of each row that
+    mix two rows are cut away. For stride 2, the four phases of the plane (even and odd rows and columns) are laid
+    out first, each a plane of its own in which the shifts are dense again.
+    """
+    n, c, height, width = x.shape
+    kernel_h, kernel_w = weight.shape[1:]
+    out_h, out_w = (height - kernel_h) // stride + 1, (width - kernel_w) // stride + 1
+    y = np.empty((n, c, out_h, out_w), x.dtype)
+    phase_h, phase_w = -(-height // stride), -(-width // stride)
+    length = out_h * phase_w
+    channels_a_block = max(1, CACHE_BLOCK // (2 * stride * stride * phase_h * phase_w))
+    # Flat planes, with room after the end for the last shift to read (what it reads there is cut away).
+    planes = np.zeros((min(c, channels_a_block), stride, stride, phase_h * phase_w + kernel_w), x.dtype)
+    total, product = np.empty((2, len(planes), length), x.dtype)
+    for image in range(n):
+        for first in range(0, c, channels_a_block):
+            block = slice(first, min(c, first + channels_a_block))
+            size = block.stop - block.start
+            for row in range(stride):
+                for column in range(stride):
+                    phase = x[image, block, row::stride, column::stride]
+                    plane = planes[:size, row, column, : phase_h * phase_w].reshape(size, phase_h, phase_w)
+                    plane[:, : phase.shape[1], : phase.shape[2]] = phase
+            taps = weight[block, :, :, None]  # (C, K, K, 1)
+            for i in range(kernel_h):
+                for j in range(kernel_w):
+                    shift = i // stride * phase_w + j // stride
+                    shifted = planes[:size, i % stride, j % stride, shift : shift + length]
+                    if i == j == 0:
+                        np.multiply(shifted, taps[:, i, j], out=total[:size])
+                    else:
+                        np.multiply(shifted, taps[:, i, j], out=product[:size])
+                        total[:size] += product[:size]
+            y[image, block] = total[:size].reshape(size, out_h, phase_w)[:, :, :out_w]
+    return y
+
+
+def full_conv2d(x, weight, stride: int = 1) -> np.ndarray:
+    """Every output channel sees a K x K window of every input channel: windows times a matrix (EfficientNet's stem).
+
+    x (N, C, H, W), already padded, weight (O, C, K, K) -> (N, O, H', W')
+    """
+    n, c = x.shape[:2]
+    out_channels, _, kernel_h, kernel_w = weight.shape
+    windows = sliding_window_view(x, (kernel_h, kernel_w), axis=(2, 3))[:, :, ::stride, ::stride]  # (N, C, H', W', K, K)
+    out_h, out_w = windows.shape[2:4]
+    columns = windows.transpose(0, 1, 4, 5, 2, 3).reshape(n, c * kernel_h * kernel_w, out_h * out_w)
+    return (weight.reshape(out_channels, -1) @ columns).reshape(n, out_channels, out_h, out_w)
+
+
+# -- normalisation, pooling, linear -----------------------------------------------------------------------------------
+
+
+def batch_norm(x, mean, variance, weight, bias, eps: float) -> np.ndarray:
+    """(x - mean) / sqrt(variance + eps) * weight + bias, for each channel: one multiplication and one addition a number.
+
+    x (N, C, H, W), the others (C,) -> (N, C, H, W)
+    """
+    scale = weight / np.sqrt(variance + x.dtype.type(eps))
+    shift = bias - mean * scale
+    y = np.empty(x.shape, x.dtype)
+    rows, out = _planes(x), _planes(y)  # (N * C, H * W)
+    scale, shift = (np.tile(v.astype(x.dtype), len(x))[:, None] for v in (scale, shift))
+    for block in _cache_blocks(rows):
+        np.multiply(rows[block], scale[block], out=out[block])
+        out[block] += shift[block]
+    return y
+
+
+def global_average_pool(x) -> np.ndarray:
+    """The mean of each plane: (N, C, H, W) -> (N, C, 1, 1)."""
+    return x.mean(axis=(2, 3), keepdims=True)
+
+
+def global_max_pool(x) -> np.ndarray:
+    """The largest number of each plane: (N, C, H, W) -> (N, C, 1, 1)."""
+    return x.max(axis=(2, 3), keepdims=True)
+
+
+def linear(x, weight, bias=None) -> np.ndarray:
+    """x (N, C), weight (O, C), bias (O,) -> (N, O)"""
+    y = x @ weight.T
+    return y if bias is None else y + bias
+
+
+def dropout(x, rate: float, generator: np.random.Generator) -> np.ndarray:
+    """Each number is zero with probability `rate`, and otherwise divided by 1 - rate, so that the mean stays."""
+    if rate == 0:
+        return x
+    if rate == 1:
+        return np.zeros_like(x)
+    keep = generator.random(x.shape, np.float32) >= rate
+    return x * keep / x.dtype.type(1 - rate)
+
+
+# -- activations ------------------------------------------------------------------------------------------------------
+
+
+def sigmoid(x) -> np.ndarray:
+    """1 / (1 + exp(-x))"""
+
+    def body(x, out):
+        np.negative(x, out=out)
+        np.exp(out, out=out)  # infinite far below zero, where 1 / inf is the right answer, 0
+        out += 1
+        np.divide(1, out, out=out)
+
+    return _elementwise(body, x)
+
+
+def swish(x) -> np.ndarray:
+    """x * sigmoid(x), also called SiLU (Ramachandran et al., arXiv 1710.05941)."""
+
+    def body(x, out):
+        np.negative(x, out=out)
+        np.exp(out, out=out)
+        out += 1
+        np.divide(x, out, out=out)
+
+    return _elementwise(body, x)
+
+
+def relu(x) -> np.ndarray:
+    """max(x, 0)"""
+    return np.maximum(x, 0)
+
+
+def relu6(x) -> np.ndarray:
+    """min(max(x, 0), 6)"""
+    return np.clip(x, 0, 6)
+
+
+def gelu(x) -> np.ndarray:
+    """x * Phi(x), Phi the normal distribution function, through erf (Hendrycks and Gimpel, arXiv 1606.08415)."""
+    return _elementwise(lambda x, out: np.multiply(x * x.dtype.type(0.5), 1 + erf(x * x.dtype.type(math.sqrt(0.5))), out=out), x)
+
+
+def gelu_new(x) -> np.ndarray:
+    """GELU's tanh approximation: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
+
+    def body(x, out):
+        inner = x.dtype.type(math.sqrt(2 / math.pi)) * (x + x.dtype.type(0.044715) * x * x * x)
+        np.multiply(x * x.dtype.type(0.5), 1 + np.tanh(inner), out=out)
+
+    return _elementwise(body, x)
+
+
+def selu(x) -> np.ndarray:
+    """scale * (x where x > 0, else alpha * (exp(x) - 1)); the constants keep mean 0 and variance 1 (arXiv 1706.02515)."""
+    scale, alpha = x.dtype.type(1.0507009873554804934193349852946), x.dtype.type(1.6732632423543772848170429916717)
+
+    def body(x, out):
+        np.multiply(scale, np.maximum(x, 0) + alpha * np.expm1(np.minimum(x, 0)), out=out)
+
+    return _elementwise(body, x)
+
+
+def mish(x) -> np.ndarray:
+    """x * tanh(softplus(x)), softplus(x) = log(1 + exp(x)) (Misra, arXiv 1908.08681)."""
+    return _elementwise(lambda x, out: np.multiply(x, np.tanh(np.logaddexp(x, x.dtype.type(0))), out=out), x)
+
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "swish": swish,
+    "silu": swish,
+    "relu": relu,
+    "relu6": relu6,
+    "gelu": gelu,
+    "gelu_new": gelu_new,
+    "selu": selu,
+    "mish": mish,
+}
+
+
+def erf(x) -> np.ndarray:
+    """The error function, which NumPy lacks, to the last bits of float64: a series near zero, a fraction further out.
+
+    erf(x) = 2/sqrt(pi) exp(-x^2) sum_n 2^n x^(2n+1) / (1*3*...*(2n+1))  (Abramowitz and Stegun 7.1.6), and for |x| > 2
+    erfc(x) = exp(-x^2)/sqrt(pi) / (x + (1/2)/(x + 1/(x + (3/2)/(x + ...))))  (7.1.14). Computed in float64.
+    """
+    z = np.abs(x.astype(np.float64))
+    result = np.ones_like(z)  # beyond 6, erf is 1 to the last bit
+    near, far = z <= 2, (z > 2) & (z < 6)
+    t = z[near]
+    term = t.copy()
+    total = t.copy()
+    for n in range(1, 40):
+        term = term * (2 * t * t) / (2 * n + 1)
+        total += term
+    result[near] = 2 / math.sqrt(math.pi) * np.exp(-t * t) * total
+    t = z[far]
+    fraction = t
+    for n in range(60, 0, -1):
+        fraction = t + (n / 2) / fraction
+    result[far] = 1 - np.exp(-t * t) / (math.sqrt(math.pi) * fraction)
+    result[np.isnan(z)] = np.nan
+    return np.copysign(result, x).astype(x.dtype)
+
+
+# -- probabilities and losses -----------------------------------------------------------------------------------------
+
+
+def softmax(x) -> np.ndarray:
+    """exp(x) / sum exp(x) over the last axis; the largest is subtracted first so that nothing overflows."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def log_softmax(x) -> np.ndarray:
+    """log(softmax(x)) over the last axis, without losing small probabilities."""
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+def cross_entropy(logits, labels, ignore_index: int = -100) -> np.ndarray:
+    """Mean of -log(softmax(logits)[label]) over the rows whose label is not `ignore_index`.
+
+    logits (N, O), labels (N,) whole numbers -> (). Raises ValueError for a label outside 0..O-1.
+    """
+    counted = labels != ignore_index
+    wrong = counted & ((labels < 0) | (labels >= logits.shape[-1]))
+    if wrong.any():
+        raise ValueError(f"labels must lie between 0 and {logits.shape[-1] - 1}, got {labels[wrong].tolist()}")
+    chosen = log_softmax(logits)[np.flatnonzero(counted), labels[counted]]
+    return -chosen.sum() / logits.dtype.type(counted.sum())
+
+
+def mse_loss(x, target) -> np.ndarray:
+    """Mean of (x - target)^2: two arrays of the same shape -> ()."""
+    return np.square(x - target).mean()
+
+
+def bce_with_logits(logits, target) -> np.ndarray:
+    """Mean of -(target log sigmoid(x) + (1 - target) log(1 - sigmoid(x))): two arrays of the same shape -> ().
+
+    Written as max(x, 0) - x target + log(1 + exp(-|x|)), which neither overflows nor loses small numbers.
+    """
+    return (np.maximum(logits, 0) - logits * target + np.log1p(np.exp(-np.abs(logits)))).mean()
+
+
+# -- how elementwise work is cut into cache-sized pieces --------------------------------------------------------------
+
+
+def _planes(x) -> np.ndarray:
+    return x.reshape(x.shape[0] * x.shape[1], -1)
+
+
+def _cache_blocks(rows):
+    step = max(1, CACHE_BLOCK // max(1, rows.shape[1]))
+    return [slice(first, first + step) for first in range(0, len(rows), step)]
+
+
+def _elementwise(body: Callable, x) -> np.ndarray:
+    """Apply body(input, output) to x piece by piece, into a new array of x's shape and dtype."""
+    y = np.empty(x.shape, x.dtype)
+    flat, out = x.reshape(-1), y.reshape(-1)
+    with np.errstate(over="ignore"):
+        for first in range(0, flat.size, CACHE_BLOCK):
+            piece = slice(first, first + CACHE_BLOCK)
+            body(flat[piece], out[piece])
+    return y
