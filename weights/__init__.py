@@ -1,0 +1,1 @@
+"""Where weights come from: exporters, the manifest of known checkpoints, and ImageNet's labels."""
