@@ -70,7 +70,7 @@ class H5File:
             self._file = h5py.File(path, "r")
         except OSError as error:
             raise ValueError(f"{path} is not a readable HDF5 file: {error}") from error
-        self.attributes = {}
+        self.attributes: dict[str, Any] = {}
         try:
             self._datasets = dict(self._walk(self._file, ""))
             for name in ("format_version", "config", "image_processor", "id2label", "source", "revision", "sha256"):
@@ -78,9 +78,9 @@ class H5File:
                 self.attributes[name] = value.decode() if isinstance(value, bytes) else value
             if self.attributes["format_version"] == "":
                 raise ValueError(f"{path} was not written by effnet_np: it has no attribute format_version")
-            if self.attributes["format_version"] > FORMAT_VERSION:
-                newer = self.attributes["format_version"]
-                raise ValueError(f"{path} has format version {newer}, newer than the {FORMAT_VERSION} known here: upgrade effnet_np")
+            if int(self.attributes["format_version"]) > FORMAT_VERSION:
+                newer = f"format version {self.attributes['format_version']}, newer than the {FORMAT_VERSION} known here"
+                raise ValueError(f"{path} has {newer}: upgrade effnet_np")
         except Exception:
             self.close()
             raise
@@ -142,6 +142,16 @@ class ShardedFiles:
             part.close()
 
 
+READERS: dict[str, Any] = {
+    ".safetensors": SafetensorsFile,
+    ".bin": TorchFile,
+    ".pth": TorchFile,
+    ".pt": TorchFile,
+    ".h5": H5File,
+    ".hdf5": H5File,
+}
+
+
 def read_weight_map(index: Path) -> dict[str, str]:
     """An index file's map from tensor names to file names, all of them weight files of the index's own folder."""
     weight_map = read_json(index).get("weight_map")
@@ -157,10 +167,9 @@ def open_weights(path: Path) -> Any:
     """The reader for one weight file, chosen by its name."""
     if path.name.endswith(".index.json"):
         return ShardedFiles(path)
-    readers = {".safetensors": SafetensorsFile, ".bin": TorchFile, ".pth": TorchFile, ".pt": TorchFile, ".h5": H5File, ".hdf5": H5File}
-    if path.suffix not in readers:
-        raise ValueError(f"{path} is not a known kind of checkpoint; known are folders and {', '.join(readers)}")
-    return readers[path.suffix](path)
+    if path.suffix not in READERS:
+        raise ValueError(f"{path} is not a known kind of checkpoint; known are folders and {', '.join(READERS)}")
+    return READERS[path.suffix](path)
 
 
 # -- a checkpoint: weights, configuration, preprocessing --------------------------------------------------------------
@@ -280,7 +289,7 @@ def save_h5(model: Any, path: str | os.PathLike, source: str = "", revision: str
     import h5py
 
     config = model.config.to_dict() | {"architectures": [type(model).__name__]}
-    id2label = {index: label for index, label in config.pop("id2label").items()}
+    id2label = config.pop("id2label")
     del config["label2id"]
     state = model.state_dict()
     digest = tensors_sha256(state)
@@ -304,7 +313,7 @@ def tensors_sha256(state: Mapping[str, np.ndarray]) -> str:
         array = state[name]
         little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         digest.update(f"{name} {little.dtype.str} {array.shape}\n".encode())
-        digest.update(little)
+        digest.update(little.tobytes())
     return digest.hexdigest()
 
 

@@ -249,12 +249,12 @@ class EfficientNetConfig:
 
     def blocks(self) -> list[BlockSpec]:
         """The network between stem and head, block after block (paper, Table 1; HF's `EfficientNetEncoder`)."""
-        stages = range(len(self.in_channels))
-        unscaled = {0, len(self.in_channels) - 1} if self.fix_head_stem else set()
-        repeats = [self.num_block_repeats[s] if s in unscaled else self.round_repeats(self.num_block_repeats[s]) for s in stages]
+        repeats = [self.round_repeats(repeats) for repeats in self.num_block_repeats]
+        if self.fix_head_stem:
+            repeats[0], repeats[-1] = self.num_block_repeats[0], self.num_block_repeats[-1]
         specs: list[BlockSpec] = []
         in_channels = self.stem_channels
-        for stage in stages:
+        for stage in range(len(repeats)):
             out_channels = self.round_filters(self.out_channels[stage])
             for repeat in range(repeats[stage]):
                 index, first = len(specs), repeat == 0
@@ -285,6 +285,25 @@ class EfficientNetConfig:
                 )
                 in_channels = out_channels
         return specs
+
+    def stem_size(self, height: int, width: int) -> tuple[int, int]:
+        """(H, W) of the stem's output: 3x3 with stride 2, after one row and one column of zeros at the bottom and right."""
+        return (height - 2) // 2 + 1, (width - 2) // 2 + 1
+
+    def check_image_size(self, height: int, width: int) -> None:
+        """Raise ValueError where an image of this size leaves nothing for some layer to look at."""
+        size = self.stem_size(height, width)
+        where = "the stem"
+        for block in self.blocks():
+            if min(size) < 1:
+                break
+            size, where = block.output_size(*size), f"block {block.index}"
+        if min(size) < 1:
+            stride = 2 * math.prod(self.strides)
+            raise ValueError(
+                f"an image of {height} x {width} is too small for this network: nothing is left of it after {where}. "
+                f"The network halves it until {stride} pixels are one; take an image of at least {stride} x {stride}"
+            )
 
     # -- presets and files ----------------------------------------------------------------------------------------
 
@@ -348,7 +367,8 @@ class EfficientNetConfig:
         """Write `folder`/config.json as HF does, and give its path."""
         from effnet_np import checkpoint
 
-        return checkpoint.write_json(folder, "config.json", {"architectures": ["EfficientNetForImageClassification"]} | self.to_dict())
+        architectures = {"architectures": ["EfficientNetForImageClassification"]}
+        return checkpoint.write_json(folder, "config.json", architectures | self.to_dict())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EfficientNetConfig) and vars(self) == vars(other)

@@ -14,6 +14,7 @@ from typing import Any
 from effnet_np.config import PRESETS
 
 OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download")
+FILE_SUFFIXES = (".h5", ".hdf5", ".pth", ".pt", ".bin", ".safetensors", ".json")
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 
 
@@ -35,7 +36,7 @@ def resolve(source: str | os.PathLike, weights: bool = False, **options: Any) ->
         name = f"google/efficientnet-{name}"
     elif os.path.exists(name):
         return Path(name)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or Path(name).suffix in (".h5", ".pth", ".bin", ".safetensors", ".json"):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or Path(name).suffix in FILE_SUFFIXES:
         known = f"known short names are {', '.join(PRESETS)}; a hub id looks like google/efficientnet-b0"
         raise FileNotFoundError(f"there is no file or folder {name!r}; {known}")
     return _download(name, weights, options)
@@ -43,8 +44,7 @@ def resolve(source: str | os.PathLike, weights: bool = False, **options: Any) ->
 
 def _download(repo_id: str, weights: bool, options: dict[str, Any]) -> Path:
     try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+        from huggingface_hub import errors, hf_hub_download
     except ImportError as error:
         text = f"to fetch {repo_id} from the hub, install the extra: pip install 'effnet_np[hub]'"
         raise ImportError(f"{text}; or pass a folder that holds it") from error
@@ -53,19 +53,20 @@ def _download(repo_id: str, weights: bool, options: dict[str, Any]) -> Path:
     def fetch(filename: str, needed: bool = True) -> Path | None:
         try:
             return Path(hf_hub_download(repo_id, filename, **options))
-        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
             at = f" at revision {options['revision']!r}" if options.get("revision") else ""
-            raise FileNotFoundError(f"the hub has no model {repo_id}{at}, or it is private: check the name, or pass token=...") from error
-        except LocalEntryNotFoundError as error:
+            raise FileNotFoundError(f"the hub has no model {repo_id}{at}, or it is private: check name and token") from error
+        except errors.LocalEntryNotFoundError as error:
             if needed:
                 raise FileNotFoundError(_not_cached(repo_id, filename, options)) from error
-            return None
-        except EntryNotFoundError as error:
+        except errors.EntryNotFoundError as error:
             if needed:
-                raise FileNotFoundError(f"{repo_id} on the hub has no {filename}: it is not a model that effnet_np can load") from error
-            return None
+                raise FileNotFoundError(f"{repo_id} on the hub has no {filename}: effnet_np cannot load it") from error
+        return None
 
-    folder = fetch("config.json").parent
+    config = fetch("config.json")
+    assert config is not None  # it was needed
+    folder = config.parent
     fetch("preprocessor_config.json", needed=False)
     if not weights:
         return folder

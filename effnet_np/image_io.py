@@ -71,7 +71,8 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image:
         raise ValueError(f"{name} cannot be read as a picture: {error}") from error
     width, height = image.size
     if width * height > max_pixels:
-        raise ValueError(f"{name} has {width} x {height} pixels, more than max_pixels = {max_pixels}; raise it if you trust the file")
+        limit = f"more than max_pixels = {max_pixels}; raise it if you trust the file"
+        raise ValueError(f"{name} has {width} x {height} pixels, {limit}")
     if not width or not height:
         raise ValueError(f"{name} has no pixels ({width} x {height})")
     return image

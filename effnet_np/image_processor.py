@@ -25,6 +25,13 @@ RESAMPLE_NAMES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 IMAGENET_STANDARD_MEAN = IMAGENET_STANDARD_STD = [0.5, 0.5, 0.5]  # the class's defaults, by HF's names for them
 CHECKPOINT_MEAN, CHECKPOINT_STD = [0.485, 0.456, 0.406], [0.47853944, 0.4732864, 0.47434163]  # in b0's to b7's files
 
+FRAMEWORKS = {
+    "np": ("numpy", "array"),
+    "pt": ("torch", "tensor"),
+    "tf": ("tensorflow", "constant"),
+    "jax": ("jax.numpy", "array"),
+}
+
 _warned_of_scaled_pixels = False
 
 
@@ -92,14 +99,21 @@ class EfficientNetImageProcessor:
             raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
         size = PRESETS[name][2]
         if name == "lite0":  # (x - 127) / 128, bicubic, from the centre: TensorFlow's efficientnet/lite preprocessing
-            options = {"do_rescale": False, "image_mean": [127.0] * 3, "image_std": [128.0] * 3, "include_top": False}
-            return cls(size=size, resample=3, crop_fraction=224 / 256, **options)
+            mean, std = [127.0] * 3, [128.0] * 3
+            steps: dict[str, Any] = {"do_rescale": False, "include_top": False, "resample": 3, "crop_fraction": 224 / 256}
+            return cls(size=size, image_mean=mean, image_std=std, **steps)
         return cls(size=size, image_mean=CHECKPOINT_MEAN, image_std=CHECKPOINT_STD)
 
     # -- the steps ------------------------------------------------------------------------------------------------
 
-    def preprocess(self, images: Any, return_tensors: str | None = None, data_format: str = FIRST,
-                   input_data_format: str | None = None, **options: Any) -> BatchFeature:  # fmt: skip
+    def preprocess(
+        self,
+        images: Any,
+        return_tensors: str | None = None,
+        data_format: str = FIRST,
+        input_data_format: str | None = None,
+        **options: Any,
+    ) -> BatchFeature:
         """Images -> {"pixel_values": list of arrays}, or one array (N, C, H, W) for `return_tensors="np"`.
 
         images: a PIL image, an array (H, W, C) or (C, H, W), a batch of them (N, ...), or a list; pixels from 0 to 255, or
@@ -260,18 +274,18 @@ def to_tensors(arrays: list[np.ndarray], framework: str | None) -> Any:
     if framework is None:
         return arrays
     framework = getattr(framework, "value", framework)
-    modules = {"np": ("numpy", "array"), "pt": ("torch", "tensor"), "tf": ("tensorflow", "constant"), "jax": ("jax.numpy", "array")}
-    if framework not in modules:
-        raise ValueError(f'return_tensors must be None or one of {", ".join(modules)}, got {framework!r}')
+    if framework not in FRAMEWORKS:
+        raise ValueError(f"return_tensors must be None or one of {', '.join(FRAMEWORKS)}, got {framework!r}")
     shapes = {array.shape for array in arrays}
     if len(shapes) > 1:
-        raise ValueError(f"images of different shapes {sorted(shapes)} make no batch: resize or crop them, or return_tensors=None")
-    module, function = modules[framework]
+        raise ValueError(f"images of different shapes {sorted(shapes)} make no batch: resize them, or use return_tensors=None")
+    module, function = FRAMEWORKS[framework]
     try:
         return getattr(importlib.import_module(module), function)(np.stack(arrays))
     except ImportError as error:
         package = module.split(".")[0]
-        raise ImportError(f"return_tensors={framework!r} needs {package}, which is not installed: pip install {package}") from error
+        text = f"return_tensors={framework!r} needs {package}, which is not installed: pip install {package}"
+        raise ImportError(text) from error
 
 
 def infer_layout(image: np.ndarray) -> str:

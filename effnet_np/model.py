@@ -22,7 +22,6 @@ from effnet_np.config import BlockSpec, EfficientNetConfig
 from effnet_np.layers import BatchNorm2d, Conv2d, Dropout, Function, Linear, ZeroPad2d, activation
 from effnet_np.module import Module, ModuleList
 
-
 # -- what a forward gives back ----------------------------------------------------------------------------------------
 
 
@@ -249,10 +248,14 @@ class PreTrainedModel(Module):
         if array.ndim != 4:
             raise ValueError(f"pixel_values must have 4 dimensions (batch, channels, height, width), got shape {array.shape}")
         if array.shape[1] != self.config.num_channels:
-            hint = "; it looks like channels last, this model takes channels first" if array.shape[3] == self.config.num_channels else ""
-            raise ValueError(f"this model takes {self.config.num_channels} channels, got {array.shape[1]} in {array.shape}{hint}")
+            channels = self.config.num_channels
+            hint = "; this looks like channels last, the model takes channels first" if array.shape[3] == channels else ""
+            raise ValueError(f"this model takes {channels} channels, got {array.shape[1]} in shape {array.shape}{hint}")
         if 0 in array.shape:
             raise ValueError(f"pixel_values of shape {array.shape} hold no pixels")
+        self.config.check_image_size(*array.shape[2:])
+        if not np.isfinite(array).all():
+            raise ValueError("pixel_values hold NaN or infinite numbers")
         return array.astype(next(self.named_parameters())[1].dtype, copy=False)
 
     @classmethod
@@ -293,7 +296,7 @@ class EfficientNetModel(PreTrainedModel):
         if initialize:
             self.initialize(seed)
 
-    def forward(self, pixel_values=None, output_hidden_states: bool | None = None, return_dict: bool | None = None):
+    def forward(self, pixel_values=None, output_hidden_states=None, return_dict=None):
         """-> BaseModelOutput, or its tuple where `return_dict` is False; None means what the configuration says."""
         config = self.config
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -317,7 +320,7 @@ class EfficientNetForImageClassification(PreTrainedModel):
         if initialize:
             self.initialize(seed)
 
-    def forward(self, pixel_values=None, labels=None, output_hidden_states: bool | None = None, return_dict: bool | None = None):
+    def forward(self, pixel_values=None, labels=None, output_hidden_states=None, return_dict=None):
         """-> ImageClassifierOutput, or its tuple where `return_dict` is False; None means what the configuration says.
 
         labels: (N,) whole numbers for one label of many, (N, num_labels) numbers otherwise. `config.problem_type` chooses

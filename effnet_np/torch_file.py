@@ -25,7 +25,7 @@ import numpy as np
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 MAX_PICKLE = 32 << 20  # bytes; B7's is 0.2 MB
 MAX_STEPS = 2_000_000  # instructions; B7's takes 50,000
-DTYPES = {"torch FloatStorage": np.dtype("<f4"), "torch LongStorage": np.dtype("<i8")}
+DTYPES: dict[str, np.dtype] = {"torch FloatStorage": np.dtype("<f4"), "torch LongStorage": np.dtype("<i8")}
 ALLOWED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", *DTYPES}
 
 
@@ -56,7 +56,7 @@ class TorchFile:
         self._file: BinaryIO = open(self.path, "rb")  # noqa: SIM115 - closed by close()
         try:
             self._zip = zipfile.ZipFile(self._file) if zipfile.is_zipfile(self._file) else None
-            state = self._zip_state() if self._zip else self._legacy_state()
+            state = self._legacy_state() if self._zip is None else self._zip_state(self._zip)
             self._views = {str(name): check_view(name, view) for name, view in state.items()}
             self._check_storages()
         except (zipfile.BadZipFile, ValueError) as error:
@@ -76,20 +76,20 @@ class TorchFile:
 
     # -- where the numbers are --------------------------------------------------------------------------------------
 
-    def _zip_state(self) -> dict:
-        names = self._zip.namelist()
+    def _zip_state(self, archive: zipfile.ZipFile) -> dict:
+        names = archive.namelist()
         pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError(f"it must hold one <folder>/data.pkl, found {len(pickles)}")
         if len(set(names)) != len(names):
             raise ValueError("two of its entries have the same name")
         self._folder = pickles[0].removesuffix("data.pkl")
-        info = self._zip.getinfo(pickles[0])
+        info = archive.getinfo(pickles[0])
         if info.file_size > MAX_PICKLE:
             raise ValueError(f"its data.pkl unpacks to {info.file_size} bytes, more than the {MAX_PICKLE} allowed")
-        if self._folder + "byteorder" in names and self._zip.read(self._folder + "byteorder") != b"little":
+        if self._folder + "byteorder" in names and archive.read(self._folder + "byteorder") != b"little":
             raise ValueError("its numbers are big-endian, which this reader does not know")
-        return read_state(io.BytesIO(self._zip.read(pickles[0])))
+        return read_state(io.BytesIO(archive.read(pickles[0])))
 
     def _legacy_state(self) -> dict:
         self._file.seek(0)
@@ -113,7 +113,7 @@ class TorchFile:
             self._file.seek(position)
             (count,) = struct.unpack("<q", self._file.read(8).ljust(8, b"\xff"))
             if count != storage.numel or position + 8 + count * storage.dtype.itemsize > size:
-                raise ValueError(f"storage {key!r} should hold {storage.numel} numbers, and the file says {count} or ends before that")
+                raise ValueError(f"storage {key!r} should hold {storage.numel} numbers; the file says {count}, or ends sooner")
             self._starts[key] = position + 8
             position += 8 + count * storage.dtype.itemsize
         return state
@@ -133,7 +133,8 @@ class TorchFile:
             except KeyError:
                 raise ValueError(f"the numbers of {name} (storage {storage.key!r}) are not in the file") from None
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != expected or info.compress_size != expected:
-                raise ValueError(f"the numbers of {name} should be {expected} uncompressed bytes, the file has {info.compress_size}")
+                wrong = f"should be {expected} uncompressed bytes, the file has {info.compress_size}"
+                raise ValueError(f"the numbers of {name} {wrong}")
 
     def _bytes(self, storage: Storage) -> bytes:
         if self._zip is not None:
@@ -187,7 +188,7 @@ def run_pickle(stream: BinaryIO) -> Any:
     raise ValueError("its pickle ends too early")
 
 
-def _step(name: str, argument: Any, position: int, stack: list, memo: dict) -> None:
+def _step(name: str, argument: Any, position: int | None, stack: list, memo: dict) -> None:
     if name in ("PROTO", "FRAME"):
         pass
     elif name in ("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINFLOAT"):
@@ -219,7 +220,8 @@ def _step(name: str, argument: Any, position: int, stack: list, memo: dict) -> N
             target[_expect(key, (str, int), name, position)] = value
     elif name == "GLOBAL":
         if argument not in ALLOWED:
-            raise ValueError(f"at byte {position} its pickle names {argument.replace(' ', '.')!r}, which a state dict does not need")
+            named = argument.replace(" ", ".")[:200]
+            raise ValueError(f"at byte {position} its pickle names {named!r}, which a state dict does not need")
         stack.append(_Global(argument))
     elif name == "BINPERSID":
         stack.append(_storage(stack.pop(), position))
@@ -240,13 +242,13 @@ def _pop_to_mark(stack: list) -> list:
     return items[::-1]
 
 
-def _expect(value: Any, kind: Any, name: str, position: int) -> Any:
+def _expect(value: Any, kind: Any, name: str, position: int | None) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"at byte {position} its pickle applies {name} to a {type(value).__name__}")
     return value
 
 
-def _reduce(function: str, arguments: Any, position: int) -> Any:
+def _reduce(function: str, arguments: Any, position: int | None) -> Any:
     """The only two calls: OrderedDict() and _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)."""
     if function == "collections OrderedDict" and arguments == ():
         return {}
@@ -257,7 +259,7 @@ def _reduce(function: str, arguments: Any, position: int) -> Any:
     raise ValueError(f"at byte {position} its pickle calls {function.replace(' ', '.')} with arguments that it does not take")
 
 
-def _storage(identity: Any, position: int) -> Storage:
+def _storage(identity: Any, position: int | None) -> Storage:
     """("storage", type, key, location, numel) and, in legacy files, a view of it, which must be None."""
     if isinstance(identity, tuple) and len(identity) in (5, 6) and identity[0] == "storage" and identity[5:] in ((), (None,)):
         kind, key, numel = identity[1], identity[2], identity[4]
