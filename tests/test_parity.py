@@ -92,7 +92,7 @@ def networks(draw):
         hidden_dim=effnet_np.config.round_filters(1280, width, divisor),
         pooling_type=draw(st.sampled_from(["mean", "max"])),
         batch_norm_eps=draw(st.sampled_from([1e-5, 1e-3])),
-        num_labels=draw(st.sampled_from([1, 7])),
+        num_labels=draw(st.sampled_from([3, 7])),
     )
     return config, draw(st.integers(8, 50)), draw(st.integers(8, 50)), draw(st.integers(1, 3))
 
