@@ -184,11 +184,13 @@ class Checkpoint:
         self.config, self.image_processor = _descriptions(self.path)
         self._weights = open_weights(self.weights_path)
         self._names = {name: name for name in self._weights.shapes}
+        self.sha256 = ""  # only .h5 files know theirs
         if isinstance(self._weights, H5File):
             attributes = self._weights.attributes
             self.config = _parse_json(attributes["config"], self.path) if attributes["config"] else self.config
             if attributes["id2label"] and self.config is not None:
                 self.config["id2label"] = _parse_json(attributes["id2label"], self.path)
+            self.sha256 = attributes["sha256"]
             if attributes["image_processor"]:
                 self.image_processor = _parse_json(attributes["image_processor"], self.path)
         elif "_conv_stem.weight" in self._names:
@@ -243,6 +245,9 @@ def load_model(cls: type, source: str | os.PathLike, ignore_mismatched_sizes: bo
         for key, name in names.items():
             if key not in fresh:
                 own[key][...] = checkpoint.read(name)
+        everything = not fresh and len(names) == len(checkpoint.shapes) == len(own)
+        if everything and checkpoint.sha256 and tensors_sha256(own) != checkpoint.sha256:
+            raise ValueError(f"{checkpoint.path} is damaged: its tensors do not have the sha256 that it was written with")
         if checkpoint.image_processor is not None:
             model.image_processor = EfficientNetImageProcessor.from_dict(checkpoint.image_processor)
     return model
@@ -275,7 +280,7 @@ def save_model(model: Any, folder: str | os.PathLike) -> None:
 
     folder = Path(folder)
     config = model.config.to_dict() | {"architectures": [type(model).__name__]}
-    tensors = {name: np.ascontiguousarray(array) for name, array in model.state_dict().items()}
+    tensors = {name: np.asarray(array, order="C") for name, array in model.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "model.safetensors") as temporary:
         temporary.write_bytes(save(tensors, metadata={"format": "pt"}))  # transformers insists on that word
@@ -311,7 +316,7 @@ def tensors_sha256(state: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         array = state[name]
-        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        little = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
         digest.update(f"{name} {little.dtype.str} {array.shape}\n".encode())
         digest.update(little.tobytes())
     return digest.hexdigest()

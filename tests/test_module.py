@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from helpers import pair, tiny_config
 
 import effnet_np
+
+from helpers import pair, tiny_config
 
 
 @pytest.fixture
@@ -36,7 +37,9 @@ def test_load_state_dict_lists_everything_that_differs_before_it_copies(model):
     del state["classifier.bias"]
     state["nose.weight"] = np.zeros(3)
     state["classifier.weight"] = np.zeros((7, 160), np.float32)
-    with pytest.raises(ValueError, match=r"missing \(1\):\n    classifier.bias\n  unexpected \(1\):\n    nose.weight\n  wrong shape"):
+    with pytest.raises(
+        ValueError, match=r"missing \(1\):\n    classifier.bias\n  unexpected \(1\):\n    nose.weight\n  wrong shape"
+    ):
         model.load_state_dict(state)
     with pytest.raises(ValueError, match=r"classifier.weight: expected \(5, 160\), got \(7, 160\)"):
         model.load_state_dict(state, strict=False)
@@ -80,7 +83,9 @@ def test_what_hooks_kept_is_not_overwritten_later(model):
     kept = {}
 
     def keep(name):
-        return lambda module, inputs, output: kept.update({name: (output, output.copy())}) if isinstance(output, np.ndarray) else None
+        return lambda module, inputs, output: (
+            kept.update({name: (output, output.copy())}) if isinstance(output, np.ndarray) else None
+        )
 
     for name, module in model.named_modules():
         module.register_forward_hook(keep(name))

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from helpers import TOLERANCE, assert_same, pair, pixels, relative_error, run_hf, state_of, tiny_config
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import effnet_np
 from effnet_np.config import ACTIVATION_NAMES
+
+from helpers import TOLERANCE, assert_same, pair, pixels, relative_error, run_hf, state_of, tiny_config
 
 PRESETS = [f"b{n}" for n in range(8)]
 
@@ -311,7 +312,11 @@ def test_num_parameters():
     ("image", "error", "message"),
     [
         (None, ValueError, "You have to specify pixel_values"),
-        (np.zeros((3, 64, 64), np.float32), ValueError, r"4 dimensions \(batch, channels, height, width\), got shape \(3, 64, 64\)"),
+        (
+            np.zeros((3, 64, 64), np.float32),
+            ValueError,
+            r"4 dimensions \(batch, channels, height, width\), got shape \(3, 64, 64\)",
+        ),
         (np.zeros((1, 3, 64, 64), np.uint8), TypeError, "must be floating-point, got uint8: run the image processor"),
         (np.zeros((1, 1, 64, 64), np.float32), ValueError, "takes 3 channels, got 1"),
         (np.zeros((1, 64, 64, 3), np.float32), ValueError, "looks like channels last"),

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from helpers import hf_model, pixels, run_hf, tiny_config
 
 import effnet_np
 from effnet_np.summary import PAPER
+
+from helpers import hf_model, pixels, run_hf, tiny_config
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -26,7 +27,9 @@ def test_rows_are_the_layers_of_the_model_with_their_real_shapes():
     shapes, layers = {}, (torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.Linear)
     for name, module in theirs.named_modules():
         if isinstance(module, layers):
-            module.register_forward_hook(lambda module, inputs, output, name=name: shapes.update({name: tuple(output.shape[1:])}))
+            module.register_forward_hook(
+                lambda module, inputs, output, name=name: shapes.update({name: tuple(output.shape[1:])})
+            )
     run_hf(theirs, pixels(config, 1, 75, 64))
     summary = effnet_np.summary(effnet_np.EfficientNetForImageClassification(config, seed=0), (3, 75, 64))
     rows = {row.name: row for row in summary.rows}
