@@ -20,7 +20,6 @@ import os
 import secrets
 import struct
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -30,17 +29,15 @@ import numpy as np
 
 from effnet_np import hub
 from effnet_np.config import EfficientNetConfig
+from effnet_np.h5_file import FORMAT_VERSION, H5File
 from effnet_np.image_processor import EfficientNetImageProcessor
 from effnet_np.module import refuse_mismatch
 from effnet_np.torch_file import TorchFile
 
-FORMAT_VERSION = 1
 # What a checkpoint needs, several times over. A byte of JSON can become twenty in memory, so these also bound memory.
 MAX_JSON = 2 << 20  # bytes of a .json file or a safetensors header; B7's are 0.1 and 0.2 MB
 MAX_BRACKETS = 20_000  # objects and lists in it
-MAX_DEPTH = 20  # of objects and lists in each other, and of groups in an .h5 file
-MAX_OBJECTS = 20_000  # groups and tensors of an .h5 file; B7's has 2,500
-MAX_H5_REST = 8 << 20  # bytes of an .h5 file that are no tensor
+MAX_DEPTH = 20  # of objects and lists in each other
 MAX_SHARDS = 256
 DTYPES: dict[str, np.dtype] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -73,8 +70,10 @@ class SafetensorsFile:
         spans, start = [], 8 + length
         for name, entry in _parse_json(self._file.read(length), "its header").items():
             if name == "__metadata__":
+                if not isinstance(entry, dict) or not all(isinstance(text, str) for text in entry.values()):
+                    raise ValueError("its __metadata__ is not an object of texts")
                 continue
-            if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
+            if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
                 raise ValueError(f"{name[:80]!r} is not described by dtype, shape and data_offsets")
             kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
             if not isinstance(kind, str) or kind not in DTYPES:
@@ -110,116 +109,6 @@ class SafetensorsFile:
 def _counts(values: Any) -> bool:
     """Whether these are a list of at most 8 whole numbers from 0 to 2^40."""
     return isinstance(values, list) and len(values) <= 8 and all(type(v) is int and 0 <= v <= 1 << 40 for v in values)
-
-
-class H5File:
-    """A .h5 file of ours: plain datasets in plain groups, and nothing that points to another place or file."""
-
-    def __init__(self, path: Path):
-        import h5py
-
-        self.path = path
-        try:
-            self._file = h5py.File(path, "r")
-        except Exception as error:  # h5py raises OSError, RuntimeError, KeyError and more for what is damaged
-            raise ValueError(f"{path} is not a readable HDF5 file: {error}") from error
-        try:
-            self._objects = self._stored = 0
-            self._datasets = dict(self._walk(self._file, ""))
-            rest = os.path.getsize(path) - self._stored
-            if not 0 <= rest <= MAX_H5_REST:
-                raise ValueError(f"its tensors take {self._stored} bytes of a file of {rest + self._stored}, which cannot be")
-            self.attributes = self._attributes()
-        except Exception as error:
-            self.close()
-            raise ValueError(f"{path} is not a readable HDF5 checkpoint: {error}") from error
-        self.shapes = {name: dataset.shape for name, dataset in self._datasets.items()}
-
-    def _attributes(self) -> dict[str, Any]:
-        version = self._file.attrs.get("format_version")
-        if version is None:
-            raise ValueError("it was not written by effnet_np: it has no attribute format_version")
-        if not isinstance(version, (int, np.integer)) or version < 1:
-            raise ValueError("its attribute format_version is not a whole number of at least 1")
-        if version > FORMAT_VERSION:
-            raise ValueError(f"it has format version {version}, newer than the {FORMAT_VERSION} known here: upgrade effnet_np")
-        attributes = {}
-        for name in ("config", "image_processor", "id2label", "source", "revision", "sha256"):
-            value = self._file.attrs.get(name, "")
-            attributes[name] = value.decode() if isinstance(value, bytes) else value
-            if not isinstance(attributes[name], str):
-                raise ValueError(f"its attribute {name} is not a text")
-        return attributes
-
-    def _walk(self, group, prefix: str) -> Iterator[tuple[str, Any]]:
-        import h5py
-
-        if prefix.count(".") > MAX_DEPTH:
-            raise ValueError(f"{prefix[:80]}... is nested too deep")
-        self._objects += len(group)  # hard links can make circles, so the depth alone is no limit
-        if self._objects > MAX_OBJECTS:
-            raise ValueError(f"it has more than {MAX_OBJECTS} groups and datasets")
-        for name in group:
-            full = prefix + name
-            if "." in name:
-                raise ValueError(f"the name {full[:80]!r} has a dot, which stands for a group here")
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise ValueError(f"{full[:80]} is a link to another place, which a checkpoint does not need")
-            item = group[name]
-            if isinstance(item, h5py.Group):
-                yield from self._walk(item, full + ".")
-            else:
-                self._stored += _stored_bytes(full[:80], item)
-                yield full, item
-
-    def read(self, name: str) -> np.ndarray:
-        try:
-            dataset = self._datasets[name]
-            if dataset.chunks is not None:
-                _refuse_bomb(dataset)
-            return dataset[()]
-        except Exception as error:  # as above
-            raise ValueError(f"{self.path} is damaged at {name}: {error}") from error
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _stored_bytes(name: str, dataset: Any) -> int:
-    """Bytes that a dataset's numbers take in the file. Raises ValueError for all but plain arrays that are there in full."""
-    import h5py
-
-    plain = isinstance(dataset, h5py.Dataset) and not dataset.is_virtual and not dataset.external
-    if not plain or dataset.dtype.newbyteorder("<") not in DTYPES.values() or dataset.shape is None:
-        raise ValueError(f"{name} is not a plain array of numbers ({', '.join(DTYPES)})")
-    stored, full = dataset.id.get_storage_size(), math.prod(dataset.shape) * dataset.dtype.itemsize
-    if dataset.chunks is None:
-        if stored != full:
-            raise ValueError(f"{name} has shape {dataset.shape}, which takes {full} bytes; {stored} are in the file")
-        return stored
-    filters = dataset.id.get_create_plist().get_nfilters()
-    if set(dataset._filters) - {"gzip", "shuffle"} or filters != len(dataset._filters):
-        raise ValueError(f"{name} is packed with something else than gzip and shuffle")
-    if any(chunk > size for chunk, size in zip(dataset.chunks, dataset.shape, strict=True)):
-        raise ValueError(f"{name} has chunks of {dataset.chunks}, larger than its shape {dataset.shape}")
-    if full > 1100 * stored:  # gzip makes a thousandth of zeros, and no less of anything
-        raise ValueError(f"{name} has shape {dataset.shape}, far more than the {stored} bytes in the file can hold")
-    return stored
-
-
-def _refuse_bomb(dataset: Any) -> None:
-    """HDF5 unpacks a chunk to its end, however far that is. So each is unpacked here first, and no further than its size."""
-    chunks: list[Any] = []
-    dataset.id.chunk_iter(chunks.append)
-    if len(chunks) != math.prod(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True)):
-        raise ValueError("not all of its chunks are in the file")
-    size = math.prod(dataset.chunks) * dataset.dtype.itemsize
-    for chunk in chunks:
-        if chunk.filter_mask or chunk.size > size + size // 100 + 100:
-            raise ValueError(f"its chunk at {chunk.chunk_offset} is not packed as it says")
-        data = dataset.id.read_direct_chunk(chunk.chunk_offset)[1]
-        if len(zlib.decompressobj().decompress(data, size + 1) if dataset.compression else data) != size:
-            raise ValueError(f"its chunk at {chunk.chunk_offset} does not unpack to {size} bytes")
 
 
 class ShardedFiles:
@@ -451,7 +340,7 @@ def save_h5(model: Any, path: str | os.PathLike, source: str = "", revision: str
     state = model.state_dict()
     digest = tensors_sha256(state)
     with replacing(path) as temporary:
-        with h5py.File(temporary, "w", libver=("v110", "v110")) as file:  # since 1.10, an attribute may exceed 64 KB
+        with h5py.File(temporary, "w", libver="earliest") as file:  # the form that h5_file.py and every HDF5 tool reads
             for name, array in state.items():
                 file.create_dataset(name.replace(".", "/"), data=array)
             file.attrs["format_version"] = FORMAT_VERSION

@@ -211,6 +211,8 @@ class EfficientNetConfig:
         for name in (*names, "depthwise_padding"):
             if not isinstance(getattr(self, name), list):
                 raise TypeError(f"{name} must be a list of whole numbers, got {getattr(self, name)!r:.80}")
+            if len(getattr(self, name)) > MAX_BLOCKS:
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries, more than the {MAX_BLOCKS} allowed")
         lengths = {name: len(getattr(self, name)) for name in names}
         if len(set(lengths.values())) != 1 or not self.in_channels:
             raise ValueError(f"these lists need one entry a stage, the same number in each, at least one; got {lengths}")
@@ -425,7 +427,7 @@ def _check_whole(name: str, value: Any, at_least: int = 1) -> None:
     if value < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {value}")
     if value > MAX_WHOLE:
-        raise ValueError(f"{name} must be at most {MAX_WHOLE}, got {value:.3g}")
+        raise ValueError(f"{name} must be at most {MAX_WHOLE}, got {value!r:.80}")
 
 
 def _check_number(name, value, above: float | None = None, at_least: float | None = None, at_most: float | None = None) -> None:
