@@ -207,6 +207,10 @@ class EfficientNetConfig:
         for name in ("dropout_rate", "drop_connect_rate", "batch_norm_momentum"):
             _check_number(name, getattr(self, name), at_least=0.0, at_most=1.0)
 
+        for name in ("fix_head_stem", "output_hidden_states", "return_dict"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be true or false, got {getattr(self, name)!r:.80}")
+
         names = ("kernel_sizes", "in_channels", "out_channels", "strides", "num_block_repeats", "expand_ratios")
         for name in (*names, "depthwise_padding"):
             if not isinstance(getattr(self, name), list):

@@ -52,7 +52,7 @@ def json(path: Path) -> None:
     for read in (effnet_np.EfficientNetConfig.from_pretrained, EfficientNetImageProcessor.from_pretrained):
         try:
             value = read(path)
-            assert type(value).from_dict(value.to_dict()) == value
+            assert type(value).from_dict(value.to_dict()).to_dict() == value.to_dict()
             if isinstance(value, effnet_np.EfficientNetConfig):
                 assert math.isfinite(value.num_weights())
         except FILE_ERRORS as error:
