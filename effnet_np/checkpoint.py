@@ -39,6 +39,7 @@ MAX_JSON = 2 << 20  # bytes of a .json file or a safetensors header; B7's are 0.
 MAX_BRACKETS = 20_000  # objects and lists in it
 MAX_DEPTH = 20  # of objects and lists in each other
 MAX_SHARDS = 256
+MAX_NAME = 500  # characters
 DTYPES: dict[str, np.dtype] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 BACKBONE = "efficientnet."
@@ -57,7 +58,7 @@ class SafetensorsFile:
             self._tensors = self._header()
         except ValueError as error:
             self.close()
-            raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+            raise ValueError(f"{path} is not a readable safetensors file: {error!s:.500}") from error
         self.shapes = {name: shape for name, (_, shape, _) in self._tensors.items()}
 
     def _header(self) -> dict[str, tuple[np.dtype, tuple[int, ...], int]]:
@@ -224,6 +225,8 @@ class Checkpoint:
                 self.config = EfficientNetConfig.preset("lite0").to_dict()
             if self.image_processor is None:
                 self.image_processor = EfficientNetImageProcessor.preset("lite0").to_dict()
+        if any(len(name) > MAX_NAME for name in self._names):
+            raise ValueError(f"{self.weights_path} has a tensor whose name is longer than {MAX_NAME} characters")
         self.shapes = {name: self._weights.shapes[own] for name, own in self._names.items()}
 
     def read(self, name: str) -> np.ndarray:
@@ -372,7 +375,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{path}: {error}") from error
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{path}: {error!s:.500}") from error
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class H5File:
             self.attributes = self._attributes(root)
         except (ValueError, struct.error, IndexError) as error:
             self.close()
-            raise ValueError(f"{self.path} is not a readable HDF5 checkpoint: {error}") from error
+            raise ValueError(f"{self.path} is not a readable HDF5 checkpoint: {error!s:.500}") from error
         self.shapes = {name: dataset.shape for name, dataset in self._datasets.items()}
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class H5File:
                 target = array[place]
                 target[...] = chunk[tuple(slice(side) for side in target.shape)]
         except (ValueError, zlib.error) as error:
-            raise ValueError(f"{self.path} is damaged at {name}: {error}") from error
+            raise ValueError(f"{self.path} is damaged at {name:.80}: {error!s:.500}") from error
         return array
 
     def _fill(self, array: np.ndarray, address: int) -> None:

@@ -332,6 +332,7 @@ safetensors_attack("ten dimensions", "must be lists of whole numbers", {"a": ent
 safetensors_attack("dtype BF16", "a has dtype BF16; only F16, F32, F64, I64 can be read", {"a": entry("BF16", (8,))})
 safetensors_attack("dtype invented", "a has dtype X99", {"a": entry("X99")})
 safetensors_attack("dtype is a list", r"a has dtype \['F32'\]", {"a": entry(["F32"])})
+safetensors_attack("a name of 100,000 letters", "longer than 500 characters", {"a" * 100_000: entry()})
 safetensors_attack("entry is a number", "is not described by dtype, shape and data_offsets", {"a": 5})
 safetensors_attack(
     "metadata of numbers", "its __metadata__ is not an object of texts", {"__metadata__": {"a": 1}, "a": entry()}
