@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import io
 import json
 import math
 import os
@@ -342,16 +343,18 @@ def save_h5(model: Any, path: str | os.PathLike, source: str = "", revision: str
     del config["label2id"]
     state = model.state_dict()
     digest = tensors_sha256(state)
+    buffer = io.BytesIO()  # into memory first: where a disk is full, libhdf5 can only crash
+    with h5py.File(buffer, "w", libver="earliest") as file:  # the form that h5_file.py and every HDF5 tool reads
+        for name, array in state.items():
+            file.create_dataset(name.replace(".", "/"), data=array)
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["effnet_np_version"] = version("effnet_np")
+        file.attrs["config"] = json.dumps(config)
+        file.attrs["id2label"] = json.dumps(id2label)
+        file.attrs["image_processor"] = json.dumps(model.image_processor.to_dict()) if model.image_processor else ""
+        file.attrs["source"], file.attrs["revision"], file.attrs["sha256"] = source, revision, digest
     with replacing(path) as temporary:
-        with h5py.File(temporary, "w", libver="earliest") as file:  # the form that h5_file.py and every HDF5 tool reads
-            for name, array in state.items():
-                file.create_dataset(name.replace(".", "/"), data=array)
-            file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs["effnet_np_version"] = version("effnet_np")
-            file.attrs["config"] = json.dumps(config)
-            file.attrs["id2label"] = json.dumps(id2label)
-            file.attrs["image_processor"] = json.dumps(model.image_processor.to_dict()) if model.image_processor else ""
-            file.attrs["source"], file.attrs["revision"], file.attrs["sha256"] = source, revision, digest
+        temporary.write_bytes(buffer.getbuffer())
     return digest
 
 
@@ -448,6 +451,7 @@ def _parse_json(text: str | bytes, where: object) -> dict[str, Any]:
         if text.count("[") + text.count("{") > MAX_BRACKETS:
             raise ValueError(f"it has more than {MAX_BRACKETS} objects and lists")
         value = json.loads(text, object_pairs_hook=no_twins, parse_constant=no_constant)
+        json.dumps(value, ensure_ascii=False).encode()  # fails for half a character, such as "\\ud800"
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} does not hold valid JSON: {error}") from error
     if not isinstance(value, dict):
