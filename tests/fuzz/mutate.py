@@ -1,4 +1,4 @@
-"""How inputs are damaged: bytes anywhere, and parts inside a format's checksums and lengths, so that the damage gets in."""
+"""How inputs are damaged: bytes anywhere, and the parts inside a format's checksums and lengths, so that the damage gets in."""
 
 import io
 import json
