@@ -348,7 +348,9 @@ def _check_magnitude(name: str, value: Any) -> None:
 
 def _plain(value: Any) -> Any:
     """A number or a list of its own: no tuple, which JSON would turn into a list, and no array, which it cannot hold."""
-    return np.asarray(value).tolist() if isinstance(value, (tuple, list, np.ndarray, np.generic)) else value
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    return [_plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value
 
 
 def _is_picture(image: Any) -> bool:

@@ -561,6 +561,9 @@ def processor_attack(name, words, **fields):
 processor_attack("size of 65536 x 65536", "size must be at most 4194304 pixels in all", size={"height": 65536, "width": 65536})
 processor_attack("size of 1e9", "size must be whole numbers between 1 and 65536", size=10**9)
 processor_attack("crop of 65536 x 65536", "crop_size must be at most", crop_size=65536)
+texts = ["x"] * 10_000 + ["x" * 100_000]  # an array of these would pad each to the longest: 4 GB
+processor_attack("texts for a mean", "image_mean must be a number or a list of numbers", image_mean=texts)
+processor_attack("lists for a size", "must be whole numbers between 1 and 65536", size={"height": [1] * 100_000, "width": 1})
 processor_attack("replaces a method", "cannot have a key 'resize'", resize="x")
 processor_attack("factor is a text", "rescale_factor must be a number", rescale_factor="1/255")
 processor_attack("factor of 1e300", "rescale_factor must lie between", rescale_factor=1e300)
