@@ -265,7 +265,8 @@ def load_model(cls: type, source: str | os.PathLike, ignore_mismatched_sizes: bo
         head = {"classifier.weight", "classifier.bias"}
         # Files older than PyTorch 0.4.1 do not count batches, and no inference needs the count.
         missing = [key for key in own if key not in names and not key.endswith("num_batches_tracked")]
-        unexpected = [key for key in checkpoint.shapes if key not in names.values() and not _left_out(model, key)]
+        taken = set(names.values())
+        unexpected = [key for key in checkpoint.shapes if key not in taken and not _left_out(own, key)]
         wrong = {key: f"expected {own[key].shape}, got {checkpoint.shapes[name]}" for key, name in names.items()
                  if own[key].shape != checkpoint.shapes[name]}  # fmt: skip
         fresh = set(wrong) | (head & set(missing)) if ignore_mismatched_sizes else set()
@@ -317,9 +318,9 @@ def _names_for(model: Any, shapes: Mapping[str, tuple]) -> dict[str, str]:
     return names
 
 
-def _left_out(model: Any, name: str) -> bool:
+def _left_out(own: Mapping[str, np.ndarray], name: str) -> bool:
     """A backbone, or a model of no labels, has no use for the classifier of the checkpoint that it is loaded from."""
-    return name.startswith("classifier.") and "classifier.weight" not in model.state_dict()
+    return name.startswith("classifier.") and "classifier.weight" not in own
 
 
 def save_model(model: Any, folder: str | os.PathLike) -> None:

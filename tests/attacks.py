@@ -359,6 +359,8 @@ weights_attack("whole numbers", "holds int64, where float32 is expected", **{BIA
 weights_attack("negative variance", "has negative variances", **{VARIANCE: np.full(8, -1, np.float32)})
 weights_attack("of another shape", "classifier.bias: expected [(]5,[)], got [(]6,[)]", **{BIAS: np.zeros(6, np.float32)})
 weights_attack("one too many", "unexpected [(]1[)]:\n    extra", extra=np.zeros(3, np.float32))
+many = {f"classifier.{index}": np.zeros(0, np.float32) for index in range(6000)}
+weights_attack("6,000 tensors too many", "unexpected [(]6000[)]", **many)
 twins = {"_conv_stem.weight": np.zeros(3, np.float32), "efficientnet.embeddings.convolution.weight": np.zeros(3, np.float32)}
 weights_attack("under two names", "holds a tensor twice, under Lite0's name and under HF's", **twins)
 
