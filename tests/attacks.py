@@ -241,6 +241,14 @@ zip_attack("pickle with a wrong checksum", "Bad CRC-32", GOOD, change=patched(CE
 zip_attack(
     "100,000 entries", "is not a readable PyTorch checkpoint", GOOD, extra=[(f"a/{index}", b"") for index in range(100_000)]
 )
+fake = b"PK\3\4" + struct.pack("<HHHHHIIIHH", 20, 0, 0, 0, 0, 0, 0, 0, 4000, 0) + b"y" * 4000  # an entry in an entry
+zip_attack(
+    "another name of 4,000 letters",
+    "File name in directory 'archive/data.pkl' and header b'yyy",
+    GOOD,
+    {"0": bytes(16), "1": fake},
+    change=lambda data: patched(CENTRAL, field(42, struct.pack("<I", data.index(fake))), 0)(data),
+)
 zip_attack("cut off", "not a zip file", GOOD, change=lambda data: data[:-30])
 
 
