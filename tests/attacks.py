@@ -437,6 +437,22 @@ def _bomb(file):
     data.id.write_direct_chunk((0,), zlib.compress(b"")[:8])
 
 
+@h5_attack("chunk without its filter", "a chunk of a is not packed as it says")
+def _masked(file):
+    data = file.create_dataset("a", (4,), "f4", chunks=(4,), compression="gzip")
+    data.id.write_direct_chunk((0,), bytes(16), filter_mask=1)
+
+
+def _four_gigabytes(data):
+    at = data.index(b"TREE\1") + 24  # the key of the first chunk: its size, its mask, its place
+    return data[:at] + b"\xff" * 4 + data[at + 4 :]
+
+
+@h5_attack("chunk of 4 GB", "a chunk of a is not packed as it says, or not in the file", change=_four_gigabytes)
+def _long_chunk(file):
+    file.create_dataset("a", data=np.ones(4, "f4"), chunks=(4,), compression="gzip")
+
+
 @h5_attack("gzip bomb in a full chunk", "damaged at classifier.bias: a chunk of it does not unpack to 20 bytes")
 def _hidden_bomb(file):
     for name, array in good_state().items():
