@@ -38,6 +38,7 @@ LAYOUTS = ("NCHW", "NHWC")
 KINDS = ("output", "input", "weight")
 DTYPES = ("float16", "float32", "float64", "int32", "int64", "uint8")
 INDEX_HEADER = "# effnet_np trace 1: kind name dtype layout dimensions shape file"
+UNORDERED = "# effnet_np arrays without an index"
 MAX_INDEX = 64 << 20  # bytes
 WEIGHT_LAYOUTS = {1: "O", 2: "OI", 4: "OIHW"}
 
@@ -63,6 +64,7 @@ class Trace(Mapping[str, np.ndarray]):
         self._keep_inputs, self._keep_weights = inputs, weights
         self._hooks: list[Hook] = []
         self._first: Any = None  # the module that finishes first in a forward
+        self.ordered = True  # in call order, which files of other programs do not tell
         if model is not None:
             self.refuse_unknown(name for name, _ in model.named_modules())
 
@@ -202,6 +204,7 @@ class Trace(Mapping[str, np.ndarray]):
         else:
             raise ValueError(f"{path} is no trace: it must end in .h5 or .npz, or be a folder")
         trace = cls()
+        trace.ordered = index.startswith(INDEX_HEADER.split(":")[0])
         for kind, name, dtype, layout, shape, place in _parse_index(index, path):
             array = read(place, dtype, shape)
             if array.shape != shape or array.dtype.name != dtype:
@@ -282,9 +285,7 @@ def _open_folder(path: Path) -> tuple[str, Callable]:
     if not arrays:
         hint = "a dump of your own needs one like that of `effnet-np trace` (copy it, if your files have the same names)"
         raise ValueError(f"{path} holds neither index.txt nor .npy files: {hint}")
-    rows = ((name, a.dtype.name, a.ndim, *a.shape) for name, a in arrays.items())
-    lines = (f"output {name} {dtype} - {' '.join(map(str, shape))} {name}" for name, dtype, *shape in rows)
-    return "\n".join([INDEX_HEADER, *lines]), _reader(arrays, path)
+    return _index_of(arrays), _reader(arrays, path)
 
 
 def _open_npz(path: Path) -> tuple[str, Callable]:
@@ -299,9 +300,7 @@ def _open_npz(path: Path) -> tuple[str, Callable]:
     if "index" in arrays:
         return arrays["index"].tobytes().decode("utf-8", "replace"), _reader(arrays, path)
     # Another program's: every array is an output.
-    rows = ((name, a.dtype.name, a.ndim, *a.shape) for name, a in arrays.items())
-    lines = (f"output {name} {dtype} - {' '.join(map(str, shape))} {name}" for name, dtype, *shape in rows)
-    return "\n".join([INDEX_HEADER, *lines]), _reader(arrays, path)
+    return _index_of(arrays), _reader(arrays, path)
 
 
 def _reader(arrays: Mapping[str, np.ndarray], path: Path) -> Callable:
@@ -346,7 +345,7 @@ def _checked(load: Callable, path: Path) -> Any:
 
 def _parse_index(text: str, path: Path) -> Iterator[tuple[str, str, str, str, tuple[int, ...], str]]:
     """The lines of an index as (kind, name, dtype, layout, shape, place)."""
-    if not text.startswith(INDEX_HEADER.split(":")[0]):
+    if not text.startswith((INDEX_HEADER.split(":")[0], UNORDERED)):
         raise ValueError(f"the index of {path} must begin with {INDEX_HEADER.split(':')[0]!r}")
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("#") or not line.strip():
