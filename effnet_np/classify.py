@@ -91,11 +91,15 @@ def preprocess(model: EfficientNetForImageClassification, image: Any, max_pixels
 
 def predict(model, batch: list[np.ndarray], top_k: int | None, function_to_apply: str | None = None) -> list[list[Prediction]]:
     """Network inputs -> for each the labels by falling score."""
-    config = model.config
+    return ranked(model.config, model(np.stack(batch)).logits, top_k, function_to_apply)
+
+
+def ranked(config: Any, logits: np.ndarray, top_k: int | None, function_to_apply: str | None = None) -> list[list[Prediction]]:
+    """Logits (N, num_labels) -> for each row the labels by falling score."""
     if function_to_apply is None:
         sigmoid = config.problem_type == "multi_label_classification" or config.num_labels == 1
         function_to_apply = "sigmoid" if sigmoid else "softmax"
-    scores = FUNCTIONS[function_to_apply](model(np.stack(batch)).logits)  # (N, num_labels)
+    scores = FUNCTIONS[function_to_apply](logits)  # (N, num_labels)
     results = []
     for row in scores:
         order = np.argsort(-row, kind="stable")[:top_k]
