@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from effnet_np.model import EfficientNetForImageClassification
 DEFAULT_MODEL = "lite0"  # embedded: installed with the package, needs no network
 FUNCTIONS = {"softmax": ops.softmax, "sigmoid": ops.sigmoid, "none": lambda logits: logits}
 
-_kept: dict[Any, EfficientNetForImageClassification] = {}  # the model of the last call, for the next one
+_kept: dict[tuple, _Kept] = {}  # the model of the last call, for the next one
 _lock = threading.Lock()
 
 Prediction = dict[str, Any]
@@ -64,17 +65,29 @@ def get_model(source: Any, **hub_options: Any) -> EfficientNetForImageClassifica
             wanted = "a name, a path, or a model with its image_processor set"
             raise TypeError(f"model must be {wanted}; this {type(source).__name__} does not know its preprocessing")
         return source
-    path = hub.resolve(source, weights=True, **hub_options)
-    key = (str(path.resolve()), _fingerprint(path))
+    key = (os.fspath(source), tuple(sorted(hub_options.items())))
     with _lock:
-        if key not in _kept:
-            model = EfficientNetForImageClassification.from_pretrained(path)
-            if model.image_processor is None:
-                hint = "add its preprocessor_config.json, or pass a model whose image_processor you have set"
-                raise ValueError(f"{source} does not say how its images are preprocessed: {hint}")
-            _kept.clear()
-            _kept[key] = model
-        return _kept[key]
+        if key in _kept and _kept[key].is_current():  # the hub is not asked again
+            return _kept[key].model
+        path = hub.resolve(source, weights=True, **hub_options)
+        fingerprint = _fingerprint(path)  # before loading: a change during it shows at the next call
+        model = EfficientNetForImageClassification.from_pretrained(path)
+        if model.image_processor is None:
+            hint = "add its preprocessor_config.json, or pass a model whose image_processor you have set"
+            raise ValueError(f"{source} does not say how its images are preprocessed: {hint}")
+        _kept.clear()  # one model is kept, not every model of a long session
+        _kept[key] = _Kept(path, fingerprint, model)
+        return model
+
+
+@dataclass(frozen=True)
+class _Kept:
+    path: Path
+    fingerprint: tuple
+    model: EfficientNetForImageClassification
+
+    def is_current(self) -> bool:
+        return self.path.exists() and _fingerprint(self.path) == self.fingerprint
 
 
 def _fingerprint(path: Path) -> tuple:
