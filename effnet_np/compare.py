@@ -126,8 +126,10 @@ def compare(
         names = [name for name in order if name in our_trace or name in their_trace]
         names += [name for trace in (their_trace, our_trace) for name in trace if name not in order]
         wanted = Trace(layers=layers).wants
-        rows = [_row(name, our_trace.get(name), their_trace.get(name), tolerance) for name in dict.fromkeys(names) if wanted(name)]
-        wrong = our_trace
+        rows = [
+            _row(name, our_trace.get(name), their_trace.get(name), tolerance) for name in dict.fromkeys(names) if wanted(name)
+        ]
+        wrong = dict(our_trace)
     if not rows:
         raise ValueError(f"there is nothing to compare: neither side has a layer that matches {layers!r}")
     result = Comparison(rows, tolerance, forced, notes=notes)
@@ -139,9 +141,7 @@ def compare(
     if first is not None and first.name in wrong and first.name in their_trace:
         inputs, weights = _context(first.name, theirs_source, ours_source, pixel_values)
         error = np.inf if first.relative is None else first.relative
-        result.hints = diagnose(
-            Case(first.name, wrong[first.name], their_trace[first.name], inputs, weights, tolerance, error)
-        )
+        result.hints = diagnose(Case(first.name, wrong[first.name], their_trace[first.name], inputs, weights, tolerance, error))
     return result
 
 
@@ -222,8 +222,10 @@ def _source(value: Any) -> Any:
     raise TypeError(f"compare takes a Trace, a path, a model of effnet_np or a torch model, got {type(value).__name__}")
 
 
-def _recorded(source: Any, pixel_values: Any, layers: Any, notes: list[str], inputs: bool = False, weights: bool = False) -> Trace:
-    """The trace of either side; a live model runs for it. Where a model of ours stops with an error, what it had done counts."""
+def _recorded(
+    source: Any, pixel_values: Any, layers: Any, notes: list[str], inputs: bool = False, weights: bool = False
+) -> Trace:
+    """The trace of either side; a live model runs for it. Where ours stops with an error, what it had done counts."""
     if isinstance(source, Trace):
         return source
     if pixel_values is None:
@@ -242,7 +244,7 @@ def _recorded(source: Any, pixel_values: Any, layers: Any, notes: list[str], inp
 
 
 def _context(name: str, theirs: Any, ours: Any, pixel_values: Any) -> tuple[tuple, dict[str, np.ndarray]]:
-    """The first wrong layer's inputs and weights, the reference's if it has them, else ours: all before this layer was right."""
+    """The first wrong layer's inputs and weights: the reference's if it has them, else ours, which were right until there."""
     inputs: tuple[np.ndarray, ...] = ()
     weights: dict[str, np.ndarray] = {}
     for source in (theirs, ours):

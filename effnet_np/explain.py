@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from effnet_np import ops
 from effnet_np.classify import DEFAULT_MODEL, get_model, preprocess, ranked
 from effnet_np.image_io import MAX_PIXELS, load_image
 from effnet_np.model import EfficientNetForImageClassification

@@ -84,7 +84,10 @@ def _layout(case: Case) -> str | None:
         for order in permutations(range(ours.ndim)):
             moved = ours.transpose(order)
             if list(order) != sorted(order) and distance(moved, theirs, theirs) <= min(case.tolerance, case.error / 4):
-                names = {(0, 3, 1, 2): "ours is channels last (NHWC)", (0, 1, 3, 2): "ours has height and width exchanged"}
+                names: dict[tuple[int, ...], str] = {
+                    (0, 3, 1, 2): "ours is channels last (NHWC)",
+                    (0, 1, 3, 2): "ours has height and width exchanged",
+                }
                 what = names.get(order, "the axes of ours are in another order")
                 return f"transposed layout: {what}; ours.transpose{order} is the reference"
     if theirs.ndim == 4 and ours.shape == theirs.shape:
@@ -236,7 +239,9 @@ def _batch_norm_from_outputs(case: Case) -> str | None:
     scale = scale[case.theirs.std(axis=(0, 2, 3)) > 1e-3 * np.abs(case.theirs).max()]  # channels that hold more than rounding
     if len(scale) and (scale > 1 - 1e-5).all() and scale.max() > scale.min() + 1e-6:
         factors = f"{scale.min():.5f} to {scale.max():.5f}"
-        return f"batch-norm eps missing or too small: every channel of ours is the reference stretched, by factors from {factors}"
+        return (
+            f"batch-norm eps missing or too small: every channel of ours is the reference stretched, by factors from {factors}"
+        )
     return "batch norm: every channel of ours is the reference stretched and moved; its statistics, weight, bias or eps differ"
 
 
@@ -252,15 +257,15 @@ def _convolution(case: Case) -> str | None:
     groups = x.shape[1] // weight.shape[1]
     stride = max(1, round(x.shape[2] / case.theirs.shape[2]))
 
-    def run(kernels: np.ndarray, padding: tuple[int, int]) -> np.ndarray | None:
+    def run(kernels: np.ndarray, padding: tuple[int, ...]) -> np.ndarray | None:
         before, after = padding
         sides = [(side + before + after - kernel) // stride + 1 for side in x.shape[2:]]
         if min(sides) < 1 or min(x.shape[2:]) + min(before, 0) + min(after, 0) < 1:
             return None
         return ops.conv2d(x, kernels, bias, stride, (before, after, before, after), groups)
 
-    def find(target: np.ndarray) -> tuple[float, tuple[int, int]]:
-        tried = [(float("inf"), (0, 0))]
+    def find(target: np.ndarray) -> tuple[float, tuple[int, ...]]:
+        tried: list[tuple[float, tuple[int, ...]]] = [(float("inf"), (0, 0))]
         for padding in sorted(product(range(-2, kernel + 1), repeat=2), key=lambda pair: abs(pair[0]) + abs(pair[1])):
             if [(side + sum(padding) - kernel) // stride + 1 for side in x.shape[2:]] == list(target.shape[2:]):
                 result = run(weight, padding)
@@ -335,11 +340,15 @@ def _not_finite(case: Case) -> str | None:
     if case.inputs and not np.isfinite(case.inputs[0]).all():
         return None
     if "running_var" in case.weights and (case.weights["running_var"] <= 0).any():
-        return "batch-norm eps missing: a running variance is zero or negative, and without eps its root divides by zero or is NaN"
+        return (
+            "batch-norm eps missing: a running variance is zero or negative, and without eps its root divides by zero or is NaN"
+        )
     if not all(np.isfinite(array).all() for array in case.weights.values()):
         return "a weight of this layer is NaN or infinite"
     if _is_batch_norm(case.name):
-        return "batch-norm eps missing, it seems: a channel that never fires has variance 0, and without eps its root divides by 0"
+        return (
+            "batch-norm eps missing, it seems: a channel that never fires has variance 0, and without eps its root divides by 0"
+        )
     return "this layer's input is finite: it overflows (exp of a large number?), divides by zero, or takes the root of less"
 
 

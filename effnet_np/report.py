@@ -110,10 +110,11 @@ def _shape(row: Row) -> str:
 # -- HTML -------------------------------------------------------------------------------------------------------------
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1180px; margin: 2em auto; padding: 0 1em; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1180px; margin: 2em auto; }
 h1 { font-size: 1.4em; } .verdict { font-size: 1.1em; font-weight: 600; } .hint { background: #fff3cd; padding: .5em 1em; }
 svg { width: 100%; height: auto; } svg text { font: 13px system-ui, sans-serif; fill: #222; }
-.table { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; } caption { text-align: left; padding: .5em 0; }
+.table { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 13px; } caption { text-align: left; padding: .5em 0; }
 th, td { text-align: left; padding: 2px 10px; border-bottom: 1px solid #ddd; white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; } td:first-child { font-family: monospace; }
 tr.first { outline: 2px solid #c0392b; }
@@ -172,20 +173,26 @@ def _plot(result: Comparison) -> str:
         parts.append(f'<line x1="{left}" x2="{width - right}" y1="{line:.1f}" y2="{line:.1f}" stroke="#e4e4e4"/>')
         parts.append(f'<text x="{left - 8}" y="{line + 4:.1f}" text-anchor="end">{label}</text>')
     line = y(result.tolerance)
-    parts.append(f'<line x1="{left}" x2="{width - right}" y1="{line:.1f}" y2="{line:.1f}" stroke="#555" stroke-dasharray="6 4"/>')
+    parts.append(
+        f'<line x1="{left}" x2="{width - right}" y1="{line:.1f}" y2="{line:.1f}" stroke="#555" stroke-dasharray="6 4"/>'
+    )
     parts.append(f'<text x="{width - right}" y="{line - 6:.1f}" text-anchor="end">tolerance {result.tolerance:.0e}</text>')
     every = max(1, math.ceil(len(result.rows) / 10 / 10) * 10)
     for index in range(0, len(result.rows), every):
         parts.append(f'<text x="{x(index):.1f}" y="{height - bottom + 20}" text-anchor="middle">{index}</text>')
     centre = (left + width - right) / 2
-    parts.append(f'<text x="{centre:.0f}" y="{height - 12}" text-anchor="middle">depth: number of the layer, in call order</text>')
+    parts.append(
+        f'<text x="{centre:.0f}" y="{height - 12}" text-anchor="middle">depth: number of the layer, in call order</text>'
+    )
     middle = (top + height - bottom) / 2
     turned = f'transform="rotate(-90 20 {middle:.0f})" text-anchor="middle"'
     parts.append(f'<text x="20" y="{middle:.0f}" {turned}>error / largest of the reference</text>')
     drawn = {row.status for row in result.rows}
     for number, status in enumerate(status for status in COLOURS if status in drawn):
         place = left + 110 * number
-        parts.append(f'<circle cx="{place + 5}" cy="16" r="5" fill="{COLOURS[status]}"/><text x="{place + 16}" y="20">{status}</text>')
+        parts.append(
+            f'<circle cx="{place + 5}" cy="16" r="5" fill="{COLOURS[status]}"/><text x="{place + 16}" y="20">{status}</text>'
+        )
     first = result.first_divergence
     for index, row in enumerate(result.rows):
         error = row.relative
@@ -194,12 +201,15 @@ def _plot(result: Comparison) -> str:
         if row.status == "MISSING":
             at = (x(index), float(height - bottom))
         radius = 6 if row is first else 3
-        parts.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{radius}" fill="{COLOURS[row.status]}"><title>{title}</title></circle>')
+        place = f'cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{radius}"'
+        parts.append(f'<circle {place} fill="{COLOURS[row.status]}"><title>{title}</title></circle>')
         if row is first:
             anchor = "end" if at[0] > width / 2 else "start"
             side = -10 if anchor == "end" else 10
             name = html.escape(f"first: {row.name}")
             halo = 'stroke="#fff" stroke-width="4" paint-order="stroke"'
             label_y = at[1] + 26 if at[1] < top + 20 else at[1] - 12
-            parts.append(f'<text x="{at[0] + side:.1f}" y="{label_y:.1f}" text-anchor="{anchor}" font-weight="600" {halo}>{name}</text>')
+            parts.append(
+                f'<text x="{at[0] + side:.1f}" y="{label_y:.1f}" text-anchor="{anchor}" font-weight="600" {halo}>{name}</text>'
+            )
     return "".join(parts) + "</svg>"

@@ -281,7 +281,9 @@ def _open_folder(path: Path) -> tuple[str, Callable]:
         if index.stat().st_size > MAX_INDEX:
             raise ValueError(f"{index} is larger than {MAX_INDEX} bytes, too large for an index")
         return index.read_text(encoding="utf-8", errors="replace"), partial(_read_file, path)
-    arrays = {file.stem: _checked(lambda file=file: np.load(file, allow_pickle=False), file) for file in sorted(path.glob("*.npy"))}
+    arrays = {
+        file.stem: _checked(lambda file=file: np.load(file, allow_pickle=False), file) for file in sorted(path.glob("*.npy"))
+    }
     if not arrays:
         hint = "a dump of your own needs one like that of `effnet-np trace` (copy it, if your files have the same names)"
         raise ValueError(f"{path} holds neither index.txt nor .npy files: {hint}")
@@ -299,8 +301,13 @@ def _open_npz(path: Path) -> tuple[str, Callable]:
     arrays = _checked(load, path)
     if "index" in arrays:
         return arrays["index"].tobytes().decode("utf-8", "replace"), _reader(arrays, path)
-    # Another program's: every array is an output.
     return _index_of(arrays), _reader(arrays, path)
+
+
+def _index_of(arrays: Mapping[str, np.ndarray]) -> str:
+    """For another program's arrays, which have no index: each is an output of its name, in no known order."""
+    rows = ((name, a.dtype.name, " ".join(map(str, (a.ndim, *a.shape)))) for name, a in arrays.items())
+    return "\n".join([UNORDERED, *(f"output {name} {dtype} - {shape} {name}" for name, dtype, shape in rows)])
 
 
 def _reader(arrays: Mapping[str, np.ndarray], path: Path) -> Callable:
@@ -352,7 +359,11 @@ def _parse_index(text: str, path: Path) -> Iterator[tuple[str, str, str, str, tu
             continue
         words = line.split()
         numbers = words[4:-1]
-        if len(words) < 6 or not all(word.isascii() and word.isdigit() for word in numbers) or int(numbers[0]) != len(numbers) - 1:
+        if (
+            len(words) < 6
+            or not all(word.isascii() and word.isdigit() for word in numbers)
+            or int(numbers[0]) != len(numbers) - 1
+        ):
             raise ValueError(f"line {number} of the index of {path} is not `{INDEX_HEADER.partition(': ')[2]}`: {line[:100]!r}")
         kind, name, dtype, layout = words[:4]
         if kind not in KINDS or dtype not in DTYPES:
