@@ -46,7 +46,7 @@ def to_text(result: Comparison, everything: bool) -> str:
         note = f"  {row.note}" if row.note else ""
         lines.append(f"{row.name:<{width}}  {_shape(row):<{shapes}}  {numbers}  {row.status}{note}")
     if len(rows) < len(result.rows):
-        lines.append(f"({len(rows)} of {len(result.rows)} layers; to_text() has all)")
+        lines.append(f"({len(rows)} of {len(result.rows)} layers shown)")
     return "\n".join(lines)
 
 

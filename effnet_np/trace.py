@@ -108,9 +108,10 @@ class Trace(Mapping[str, np.ndarray]):
 
     def refuse_unknown(self, modules: Any) -> None:
         """ValueError for a glob that no name of these modules can match: a trace of nothing helps nobody."""
-        names = [INPUT] + [entry for name in modules for entry in _possible_entries(name)]
+        names = [INPUT, *modules]
+        possible = [entry for name in names for entry in _possible_entries(name)]
         for pattern in self.layers:
-            if not any(fnmatchcase(name, pattern) for name in names):
+            if not any(fnmatchcase(entry, pattern) for entry in possible):
                 raise ValueError(f"no layer of this model matches {pattern!r}{_close(pattern, names)}")
 
     # -- reading --------------------------------------------------------------------------------------------------
@@ -336,6 +337,8 @@ def _read_file(folder: Path, place: str, dtype: str, shape: tuple[int, ...]) -> 
     if file.suffix == ".npy":
         return _checked(lambda: np.load(file, allow_pickle=False), file)
     if file.suffix == ".txt":
+        if size and not file.read_bytes().endswith(b"\n"):
+            raise ValueError(f"{file} is cut off: its last line has no end")
         numbers = _checked(lambda: np.loadtxt(file, little, ndmin=1).reshape(-1), file)
         if len(numbers) != count:
             raise ValueError(f"{file} holds {len(numbers)} numbers, but shape {shape} needs {count}")
