@@ -312,8 +312,8 @@ def _activation(case: Case) -> str | None:
         return f"activation: it is left out, ours gives its input back where the reference applies {reference}"
     if case.explains(known[reference](case.theirs)):
         return f"activation: {reference} is applied twice"
-    other = next((name for name, function in known.items() if case.explains(function(x))), None)
-    return f"activation: ours applies {other}, the reference {reference}" if other else None
+    fitting = [name for name, function in known.items() if name != "silu" and case.explains(function(x))]
+    return f"activation: ours applies {' or '.join(fitting)}, the reference {reference}" if fitting else None
 
 
 def _residual(case: Case) -> str | None:
