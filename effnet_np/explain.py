@@ -155,7 +155,7 @@ def _draw(
     size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
     picture = PIL.Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("RGB").resize(size)
     overlay = _overlay(np.asarray(picture, np.float64), box, heat)
-    panel = max(size[0], 360)
+    panel = max(size[0], 440)  # no less than the legend's text needs
     canvas_width = 2 * panel + 3 * MARGIN
     panel_top = MARGIN + 34
     bars_top = panel_top + size[1] + 24 + 62

@@ -168,10 +168,9 @@ def _plot(result: Comparison) -> str:
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Relative error by depth">']
     for exponent in range(low, high + 1):
         line = y(10.0**exponent)
-        zero = exponent == -9
-        label = "0" if zero else f'10<tspan dy="-5" font-size="10">{exponent}</tspan>'
+        mark = "0" if 10.0**exponent <= FLOOR else f"1e{exponent}"
         parts.append(f'<line x1="{left}" x2="{width - right}" y1="{line:.1f}" y2="{line:.1f}" stroke="#e4e4e4"/>')
-        parts.append(f'<text x="{left - 8}" y="{line + 4:.1f}" text-anchor="end">{label}</text>')
+        parts.append(f'<text x="{left - 8}" y="{line + 4:.1f}" text-anchor="end">{mark}</text>')
     line = y(result.tolerance)
     parts.append(
         f'<line x1="{left}" x2="{width - right}" y1="{line:.1f}" y2="{line:.1f}" stroke="#555" stroke-dasharray="6 4"/>'
@@ -194,6 +193,7 @@ def _plot(result: Comparison) -> str:
             f'<circle cx="{place + 5}" cy="16" r="5" fill="{COLOURS[status]}"/><text x="{place + 16}" y="20">{status}</text>'
         )
     first = result.first_divergence
+    label: list[str] = []
     for index, row in enumerate(result.rows):
         error = row.relative
         title = html.escape(f"{index} {row.name}: {row.status} {_number(error)} {row.note}")
@@ -204,12 +204,10 @@ def _plot(result: Comparison) -> str:
         place = f'cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{radius}"'
         parts.append(f'<circle {place} fill="{COLOURS[row.status]}"><title>{title}</title></circle>')
         if row is first:
-            anchor = "end" if at[0] > width / 2 else "start"
-            side = -10 if anchor == "end" else 10
-            name = html.escape(f"first: {row.name}")
-            halo = 'stroke="#fff" stroke-width="4" paint-order="stroke"'
-            label_y = at[1] + 26 if at[1] < top + 20 else at[1] - 12
-            parts.append(
-                f'<text x="{at[0] + side:.1f}" y="{label_y:.1f}" text-anchor="{anchor}" font-weight="600" {halo}>{name}</text>'
-            )
+            side = (-10, "end") if at[0] > width / 2 else (10, "start")
+            below = 26 if at[1] < top + 20 else -12
+            place = f'x="{at[0] + side[0]:.1f}" y="{at[1] + below:.1f}" text-anchor="{side[1]}" font-weight="600"'
+            text = html.escape(f"first: {row.name}")
+            label = [f'<text {place} stroke="#fff" stroke-width="4">{text}</text>', f"<text {place}>{text}</text>"]
+    parts += label  # last, and with a white edge, so that no dot lies on it
     return "".join(parts) + "</svg>"

@@ -103,7 +103,7 @@ def test_explain_takes_what_classify_takes(lite):
         array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         picture = effnet_np.explain(array, lite, class_index=999)
         assert picture.mode == "RGB"
-        assert picture.width >= 2 * 360
+        assert picture.width >= 2 * 440
         assert picture.height < 1200
     assert effnet_np.explain(CHELSEA.read_bytes(), lite).size == effnet_np.explain(PIL.Image.open(CHELSEA), "lite0").size
     with pytest.raises(ValueError, match="top_k must be at least 1"):
