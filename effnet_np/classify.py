@@ -20,6 +20,13 @@ FUNCTIONS = {"softmax": ops.softmax, "sigmoid": ops.sigmoid, "none": lambda logi
 
 _kept: dict[tuple, _Kept] = {}  # the model of the last call, for the next one
 _lock = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a child must not inherit a lock that another thread of its parent holds
+
+    def _new_lock() -> None:
+        global _lock
+        _lock = threading.Lock()
+
+    os.register_at_fork(after_in_child=_new_lock)
 
 Prediction = dict[str, Any]
 
@@ -93,7 +100,7 @@ class _Kept:
 def _fingerprint(path: Path) -> tuple:
     entries: Iterable[Path] = sorted(path.iterdir()) if path.is_dir() else [path]
     stats = ((entry.name, entry.stat()) for entry in entries if entry.is_file())
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats)
 
 
 def preprocess(model: EfficientNetForImageClassification, image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -104,7 +111,7 @@ def preprocess(model: EfficientNetForImageClassification, image: Any, max_pixels
 
 def predict(model, batch: list[np.ndarray], top_k: int | None, function_to_apply: str | None = None) -> list[list[Prediction]]:
     """Network inputs -> for each the labels by falling score."""
-    return ranked(model.config, model(np.stack(batch)).logits, top_k, function_to_apply)
+    return ranked(model.config, model(np.stack(batch), return_dict=True).logits, top_k, function_to_apply)
 
 
 def ranked(config: Any, logits: np.ndarray, top_k: int | None, function_to_apply: str | None = None) -> list[list[Prediction]]:
@@ -112,7 +119,9 @@ def ranked(config: Any, logits: np.ndarray, top_k: int | None, function_to_apply
     if function_to_apply is None:
         sigmoid = config.problem_type == "multi_label_classification" or config.num_labels == 1
         function_to_apply = "sigmoid" if sigmoid else "softmax"
-    scores = FUNCTIONS[function_to_apply](logits)  # (N, num_labels)
+    if not np.isfinite(logits).all():
+        raise ValueError("the network's output is not finite: its weights are damaged, or do not fit its configuration")
+    scores = FUNCTIONS[function_to_apply](logits)
     results = []
     for row in scores:
         order = np.argsort(-row, kind="stable")[:top_k]

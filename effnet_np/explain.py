@@ -104,7 +104,7 @@ def explain(
     model = get_model(model, **hub_options)
     pixels = load_image(image, model.config.num_channels, max_pixels)
     pixel_values = preprocess(model, pixels, max_pixels)[None]
-    logits = model(pixel_values).logits
+    logits = model(pixel_values, return_dict=True).logits
     predictions = ranked(model.config, logits, top_k)[0]
     shown = int(logits[0].argmax()) if class_index is None else class_index
     top, left, height, width = seen_region(model.image_processor, *pixels.shape[:2])

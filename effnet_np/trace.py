@@ -36,7 +36,7 @@ FIELDS = ("logits", "loss", "last_hidden_state", "pooler_output", "hidden_states
 FORMATS = ("h5", "npz", "npy", "txt", "bin")
 LAYOUTS = ("NCHW", "NHWC")
 KINDS = ("output", "input", "weight")
-DTYPES = ("float16", "float32", "float64", "int32", "int64", "uint8")
+DTYPES = ("float16", "float32", "float64", "int64", "int32", "uint8")  # .h5 files hold the first four
 INDEX_HEADER = "# effnet_np trace 1: kind name dtype layout dimensions shape file"
 UNORDERED = "# effnet_np arrays without an index"
 MAX_INDEX = 64 << 20  # bytes
@@ -154,8 +154,9 @@ class Trace(Mapping[str, np.ndarray]):
         for kind, name, array in self._entries():
             if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
                 raise ValueError(f"{name!r} cannot be the name of a file: only letters, digits, '_', '-' and '.' can")
-            if array.dtype.name not in DTYPES:
-                raise ValueError(f"{name} has dtype {array.dtype}; a trace file holds {', '.join(DTYPES)}")
+            dtypes = DTYPES[:4] if format == "h5" else DTYPES
+            if array.dtype.name not in dtypes:
+                raise ValueError(f"{name} has dtype {array.dtype}; a trace in format {format!r} holds {', '.join(dtypes)}")
             label = {2: "NC", 4: layout}.get(array.ndim, "-") if kind != "weight" else WEIGHT_LAYOUTS.get(array.ndim, "-")
             array = array.transpose(0, 2, 3, 1) if label == "NHWC" else array
             place = f"{kind}/{name}" + ("" if format in ("h5", "npz") else f".{format}")
