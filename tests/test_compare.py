@@ -309,7 +309,8 @@ def test_no_hint_where_there_is_nothing_to_say():
     """A hint that is always given says nothing."""
     right = preprocessed(CHELSEA, "b0")
     noise = np.random.default_rng(0).standard_normal(right.shape, np.float32)
-    for wrong in (noise, right + noise, preprocessed(COFFEE, "b0"), right[..., ::-1]):
+    darker_at_the_left = right * np.linspace(0.8, 1.2, right.shape[3], dtype=np.float32)
+    for wrong in (noise, right + noise, preprocessed(COFFEE, "b0"), right[..., ::-1], darker_at_the_left):
         assert of_pixels(wrong, right) == []
         traces = Trace(), Trace()
         traces[0]._outputs["features_norm"], traces[1]._outputs["features_norm"] = wrong, right
@@ -445,7 +446,7 @@ def test_the_first_in_call_order_is_named(golden):
 
 def test_a_dump_without_order_is_read_in_the_others(golden, tmp_path):
     early, late = f"{BLOCKS}.2.projection.project_bn", f"{BLOCKS}.10"
-    np.savez(tmp_path / "dump.npz", **{name: golden[name] for name in (early, late)})
+    np.savez(tmp_path / "dump.npz", **{name: golden[name] for name in (late, early)})
     ours = altered(golden, **{early: golden[early] + 1, late: golden[late] + 1})
     first(compare(ours, tmp_path / "dump.npz"), early)
 
@@ -501,6 +502,21 @@ def test_nan_made_by_a_missing_eps_is_explained(tiny, plant):
     ):
         first(result, "efficientnet.embeddings.batchnorm", "NAN")
         assert result.hints[0].startswith(hint)
+
+
+@FORCED
+def test_eps_in_real_weights_with_channels_that_never_fire(plant, forced):
+    """Lite0's stem has running variances of 0: with eps 0 there is NaN, with any other a finite error."""
+    ours = effnet_np.EfficientNetForImageClassification.from_pretrained("lite0")
+    with Trace(ours, inputs=True, weights=True) as golden:
+        ours(preprocessed(CHELSEA, "lite0"))
+    name = "efficientnet.embeddings.batchnorm"
+    assert (golden.weights[f"{name}.running_var"] == 0).any()
+    for module in (module for _, module in ours.named_modules() if hasattr(module, "eps")):
+        module.eps = 1e-5
+    result = compare(ours, golden, forced=forced)
+    first(result, name)
+    assert result.hints == ["batch-norm eps too small: ours is this layer computed with eps 1e-05, the reference has 0.001"]
 
 
 def test_missing_layers_are_listed_and_are_not_ok(golden):
