@@ -6,17 +6,25 @@
 """
 
 from effnet_np.classify import classify
+from effnet_np.compare import compare, compare_with_torch
 from effnet_np.config import EfficientNetConfig
+from effnet_np.explain import class_activation_map, explain
 from effnet_np.image_processor import EfficientNetImageProcessor
 from effnet_np.model import EfficientNetForImageClassification, EfficientNetModel
 from effnet_np.summary import summary
+from effnet_np.trace import Trace
 
 __all__ = [
     "EfficientNetConfig",
     "EfficientNetForImageClassification",
     "EfficientNetImageProcessor",
     "EfficientNetModel",
+    "Trace",
+    "class_activation_map",
     "classify",
+    "compare",
+    "compare_with_torch",
+    "explain",
     "summary",
 ]
 __version__ = "0.1.0"

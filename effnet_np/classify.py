@@ -113,13 +113,16 @@ def preprocess(model: EfficientNetForImageClassification, image: Any, max_pixels
 
 def predict(model, batch: list[np.ndarray], top_k: int | None, function_to_apply: str | None = None) -> list[list[Prediction]]:
     """Network inputs -> for each the labels by falling score."""
-    config = model.config
     if len({inputs.shape for inputs in batch}) > 1:  # a processor that does not resize
         return [prediction for inputs in batch for prediction in predict(model, [inputs], top_k, function_to_apply)]
+    return ranked(model.config, model(np.stack(batch), return_dict=True).logits, top_k, function_to_apply)
+
+
+def ranked(config: Any, logits: np.ndarray, top_k: int | None, function_to_apply: str | None = None) -> list[list[Prediction]]:
+    """Logits (N, num_labels) -> for each row the labels by falling score."""
     if function_to_apply is None:
         sigmoid = config.problem_type == "multi_label_classification" or config.num_labels == 1
         function_to_apply = "sigmoid" if sigmoid else "softmax"
-    logits = model(np.stack(batch), return_dict=True).logits  # (N, num_labels)
     if not np.isfinite(logits).all():
         raise ValueError("the network's output is not finite: its weights are damaged, or do not fit its configuration")
     scores = FUNCTIONS[function_to_apply](logits)
