@@ -37,7 +37,8 @@ DATATYPES: dict[bytes, np.dtype] = {  # IV.A.2.d: class, byte order, size, and w
     bytes.fromhex("11203f00 08000000 0000 4000 340b0034 ff030000"): np.dtype("<f8"),
     bytes.fromhex("10080000 08000000 0000 4000"): np.dtype("<i8"),
 }
-DATASPACE, LINK_INFO, DATATYPE, EXTERNAL, LINK, LAYOUT, FILTERS, ATTRIBUTE, MORE, SYMBOLS = 1, 2, 3, 7, 6, 8, 11, 12, 16, 17
+DATASPACE, DATATYPE, EXTERNAL, LAYOUT, FILTERS, ATTRIBUTE, MORE, SYMBOLS = 1, 3, 7, 8, 11, 12, 16, 17
+LINKS = (2, 6, 10)  # of groups of a newer style, the only ones that can hold external links
 HARMLESS = (0, 4, 5, 14, 18)  # nothing, fill values, times of change
 GZIP, SHUFFLE = 1, 2
 
@@ -70,7 +71,7 @@ class H5File:
             self.attributes = self._attributes(root)
         except (ValueError, struct.error, IndexError) as error:
             self.close()
-            raise ValueError(f"{self.path} is not a readable HDF5 checkpoint: {error}") from error
+            raise ValueError(f"{self.path} is not a readable HDF5 checkpoint: {error!s:.500}") from error
         self.shapes = {name: dataset.shape for name, dataset in self._datasets.items()}
 
     def close(self) -> None:
@@ -91,7 +92,7 @@ class H5File:
                 target = array[place]
                 target[...] = chunk[tuple(slice(side) for side in target.shape)]
         except (ValueError, zlib.error) as error:
-            raise ValueError(f"{self.path} is damaged at {name}: {error}") from error
+            raise ValueError(f"{self.path} is damaged at {name:.80}: {error!s:.500}") from error
         return array
 
     def _fill(self, array: np.ndarray, address: int) -> None:
@@ -156,7 +157,7 @@ class H5File:
                     blocks.append(struct.unpack_from("<QQ", content))
                 elif flags & 2:
                     raise ValueError(f"{name} has a committed type or another part that lies elsewhere")
-                elif kind in (LINK, LINK_INFO):
+                elif kind in LINKS:
                     wrong = "holds soft or external links, which lead to other places and files, or is of a newer style"
                     raise ValueError(f"{name or 'the root group'} {wrong}; a checkpoint needs none of that")
                 elif kind == EXTERNAL:
