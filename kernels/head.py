@@ -1,0 +1,40 @@
+"""Head."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from effnet_np.kernels import table
+from effnet_np.kernels.pointwise import UNIT, group_start, tiles
+from effnet_np.kernels.simd import BYTES, load, maximum, splat, store
+from effnet_np.kernels.table import get, get_float
+
+
+@njit(nogil=True)
+def head(row, task, scratch):
+    """A task: a group of channel blocks of the last convolution, and their pool."""
+    groups, blocks, pixels, units = get(row, table.GROUPS), get(row, table.BLOCKS), get(row, table.PIXELS), get(row, table.UNITS)
+    b0 = group_start(task, groups, blocks)
+    vectors = group_start(task + 1, groups, blocks) - b0
+    target, plane = get(row, table.TARGET), get(row, table.TARGET_PLANE)
+    if target == 0:
+        target, plane = scratch, pixels * BYTES
+    else:
+        target += b0 * plane
+    tiles(
+        vectors, pixels, get(row, table.SOURCE), get(row, table.SOURCE_PLANE), units,
+        get(row, table.WEIGHT) + b0 * (units * UNIT * BYTES), get(row, table.BIAS) + b0 * BYTES, target, plane, 0, 0,
+        get(row, table.ACTIVATION), get_float(row, table.LOW), get_float(row, table.HIGH),
+    )  # fmt: skip
+    pooled, scale = get(row, table.POOLED) + b0 * BYTES, splat(get_float(row, table.SCALE))
+    for v in range(vectors):
+        at = target + v * plane
+        total = load(at)
+        if get(row, table.POOL) == 0:
+            for i in range(1, pixels):
+                total = total + load(at + i * BYTES)
+            total = total * scale
+        else:
+            for i in range(1, pixels):
+                total = maximum(total, load(at + i * BYTES))
+        store(pooled + v * BYTES, total)

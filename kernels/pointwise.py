@@ -1,0 +1,129 @@
+"""Pointwise."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from effnet_np.kernels import table
+from effnet_np.kernels.activations import CLAMP, SWISH, activate, swish
+from effnet_np.kernels.simd import BYTES, REGISTERS, WIDTH, float32, int64, load, load_splat, staged, store, void
+from effnet_np.kernels.table import get, get_float
+
+UNIT = min(8, WIDTH)
+VECTORS = 3
+ROWS = {1: 12, 2: 12, 3: 8} if REGISTERS == 32 else {1: 6, 2: 6, 3: 4}
+RESIDUAL = 99
+ROWS1, ROWS2, ROWS3 = ROWS[1], ROWS[2], ROWS[3]
+INFINITY = np.float32(np.inf)
+
+
+def _tile(vectors):
+    @staged(void, *[int64] * 12, float32, float32)
+    def tile(code, count, rows, a, a_plane, units, b, bias, c, c_plane, residual, residual_plane, act, low, high):
+        for r in code.switch(rows, range(1, ROWS[vectors] + 1)):
+            with code.loop(count) as number:
+                moved = number * (r * BYTES)
+                first = [code.load(bias, v * BYTES) for v in range(vectors)]
+                sums = [[code.variable(first[v]) for v in range(vectors)] for _ in range(r)]
+                here = code.variable(b)
+                with code.loop(units) as unit:
+                    if WIDTH > UNIT:
+                        pa = a + moved + (unit >> 1) * a_plane + (unit & 1) * (4 * UNIT)
+                    else:
+                        pa = a + moved + unit * a_plane
+                    pb = here.get()
+                    for k in range(UNIT):
+                        weights = [code.load(pb, (k * vectors + v) * BYTES) for v in range(vectors)]
+                        for i in range(r):
+                            x = code.load_splat(pa, i * BYTES + 4 * k)
+                            for v in range(vectors):
+                                sums[i][v].set(code.fma(x, weights[v], sums[i][v].get()))
+                    here.set(pb + UNIT * vectors * BYTES)
+                planes = [c + moved + v * c_plane for v in range(vectors)]
+                lo, hi = code.splat(low), code.splat(high)
+                for mode in code.switch(act, (CLAMP, SWISH, RESIDUAL)):
+                    for i in range(r):
+                        for v in range(vectors):
+                            y = sums[i][v].get()
+                            if mode == SWISH:
+                                y = swish(code, y)
+                            elif mode == CLAMP:
+                                y = code.minimum(code.maximum(y, lo), hi)
+                            else:
+                                y = y + code.load(residual + moved + v * residual_plane, i * BYTES)
+                            code.store(planes[v], y, i * BYTES)
+
+    return tile
+
+
+_tile1, _tile2, _tile3 = _tile(1), _tile(2), _tile(3)
+
+
+@njit(nogil=True)
+def tiles(vectors, pixels, a, a_plane, units, b, bias, c, c_plane, residual, residual_plane, act, low, high):
+    """`pixels` rows of the product, `vectors` registers wide."""
+    cap = ROWS3 if vectors == 3 else ROWS2
+    n = (pixels + cap - 1) // cap
+    size = pixels // n
+    larger = pixels - size * n
+    mode, lo, hi = act, low, high
+    if act != CLAMP and act != SWISH and act != RESIDUAL:
+        mode, lo, hi = CLAMP, -INFINITY, INFINITY
+    done = 0
+    for part in range(2):
+        rows, count = (size + 1, larger) if part == 0 else (size, n - larger)
+        if count > 0:
+            at = done * BYTES
+            if vectors == 3:
+                _tile3(count, rows, a + at, a_plane, units, b, bias, c + at, c_plane, residual + at, residual_plane, mode, lo, hi)
+            elif vectors == 2:
+                _tile2(count, rows, a + at, a_plane, units, b, bias, c + at, c_plane, residual + at, residual_plane, mode, lo, hi)
+            else:
+                _tile1(count, rows, a + at, a_plane, units, b, bias, c + at, c_plane, residual + at, residual_plane, mode, lo, hi)
+            done += rows * count
+    if mode != act:
+        for v in range(vectors):
+            for i in range(pixels):
+                p = c + v * c_plane + i * BYTES
+                store(p, activate(act, load(p)))
+
+
+@njit(nogil=True)
+def group_start(group, groups, blocks):
+    return group * blocks // groups
+
+
+@njit(nogil=True)
+def pointwise(row, task, scratch):
+    """A task: some pixels, some blocks of output channels."""
+    groups, blocks, bands = get(row, table.GROUPS), get(row, table.BLOCKS), get(row, table.BANDS)
+    group, band = task % groups, task // groups
+    b0 = group_start(group, groups, blocks)
+    vectors = group_start(group + 1, groups, blocks) - b0
+    pixels = get(row, table.PIXELS)
+    p0 = band * pixels // bands
+    p1 = (band + 1) * pixels // bands
+    units = get(row, table.UNITS)
+    weight = get(row, table.WEIGHT) + b0 * (units * UNIT * BYTES)
+    gates = get(row, table.GATES)
+    if gates != 0:
+        p = scratch
+        for k in range(units * UNIT):
+            g = load_splat(gates + 4 * k)
+            for v in range(vectors):
+                store(p, load(weight) * g)
+                p += BYTES
+                weight += BYTES
+        weight = scratch
+    plane = get(row, table.TARGET_PLANE)
+    residual = get(row, table.RESIDUAL)
+    act = get(row, table.ACTIVATION)
+    if residual != 0:
+        act = RESIDUAL
+        residual += b0 * plane + p0 * BYTES
+    tiles(
+        vectors, p1 - p0, get(row, table.SOURCE) + p0 * BYTES, get(row, table.SOURCE_PLANE), units, weight,
+        get(row, table.BIAS) + b0 * BYTES, get(row, table.TARGET) + b0 * plane + p0 * BYTES, plane, residual, plane,
+        act, get_float(row, table.LOW), get_float(row, table.HIGH),
+    )  # fmt: skip

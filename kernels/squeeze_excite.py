@@ -1,0 +1,47 @@
+"""Squeeze-excite."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from effnet_np.kernels import table
+from effnet_np.kernels.activations import CLAMP, apply, gate
+from effnet_np.kernels.pointwise import INFINITY, UNIT, group_start, tiles
+from effnet_np.kernels.simd import BYTES, load, splat, store
+from effnet_np.kernels.table import get, get_float
+
+ZERO = np.float32(0)
+
+
+@njit(nogil=True)
+def gates(row, task, scratch):
+    """A task: the gates of a range of channel blocks."""
+    partial, partials, squeeze_blocks = get(row, table.PARTIAL), get(row, table.PARTIALS), get(row, table.SQUEEZE_BLOCKS)
+    act, low, high = get(row, table.ACTIVATION), get_float(row, table.LOW), get_float(row, table.HIGH)
+    scale = splat(get_float(row, table.SCALE))
+    for q in range(squeeze_blocks):
+        total = splat(ZERO)
+        for p in range(partials):
+            total = total + load(partial + (p * squeeze_blocks + q) * BYTES)
+        x = total * scale + load(get(row, table.BIAS) + q * BYTES)
+        store(scratch + q * BYTES, apply(act, low, high, x))
+
+    groups, blocks, bands, units = get(row, table.GROUPS), get(row, table.BLOCKS), get(row, table.BANDS), get(row, table.UNITS)
+    weight, shift, target = get(row, table.WEIGHT), get(row, table.SHIFT), get(row, table.GATES)
+    source, plane, pixels = get(row, table.SOURCE), get(row, table.SOURCE_PLANE), get(row, table.PIXELS)
+    for group in range(task * groups // bands, (task + 1) * groups // bands):
+        b0 = group_start(group, groups, blocks)
+        vectors = group_start(group + 1, groups, blocks) - b0
+        to = target + b0 * BYTES
+        tiles(
+            vectors, 1, scratch, BYTES, units, weight + b0 * (units * UNIT * BYTES), shift + b0 * BYTES, to, BYTES, 0, 0,
+            CLAMP, -INFINITY, INFINITY,
+        )  # fmt: skip
+        for v in range(vectors):
+            g = gate(load(to + v * BYTES))
+            store(to + v * BYTES, g)
+            if source != 0:
+                at = source + (b0 + v) * plane
+                for i in range(pixels):
+                    store(at + i * BYTES, load(at + i * BYTES) * g)
