@@ -9,19 +9,8 @@ import numpy as np
 from effnet_np.kernels import table
 from effnet_np.kernels.plan import ALIGN, Planner, Weights
 from effnet_np.kernels.pool import Pool
-from effnet_np.kernels.program import compile_run
 from effnet_np.kernels.simd import WIDTH
 from effnet_np.model import BaseModelOutput, EfficientNetForImageClassification, ImageClassifierOutput, classification_loss
-
-_run = None
-
-
-def program():
-    global _run
-    if _run is None:
-        _run = compile_run()
-    return _run
-
 
 def compile(model, threads=None):
     return CompiledEfficientNet(model, threads)
@@ -36,7 +25,7 @@ class CompiledEfficientNet:
         self.weights = Weights(model.state_dict(), model.config)
         self.plans = {}
         self.arena = self.scratch = np.zeros(0, np.float32)
-        self.pool = Pool(self.threads, program())
+        self.pool = Pool(self.threads)
 
     def plan(self, height, width, hidden):
         key = height, width, hidden

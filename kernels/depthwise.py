@@ -7,11 +7,12 @@ from numba import njit
 
 from effnet_np.kernels import table
 from effnet_np.kernels.activations import CLAMP, SWISH, activate, swish
-from effnet_np.kernels.pointwise import UNIT, group_start, tiles
+from effnet_np.kernels.native import caller, native
+from effnet_np.kernels.pointwise import UNIT, call_tiles, group_start
 from effnet_np.kernels.simd import (
-    BYTES, REGISTERS, WIDTH, float32, int64, load, load_int, splat, staged, store, store_int, void,
+    BYTES, REGISTERS, WIDTH, float32, int64, load, splat, staged, store, store_int, void,
 )  # fmt: skip
-from effnet_np.kernels.stem import stem_row
+from effnet_np.kernels.stem import call_stem_row
 from effnet_np.kernels.table import get, get_float
 
 COLUMNS = 8 if REGISTERS == 32 else 4
@@ -30,92 +31,94 @@ def _finish(code, sums, target, total, act, low, high):
 
 
 def _columns(kernel, stride):
-    """`count` times `size` neighbouring outputs of one row, of one block of channels."""
+    """For `rows` rows of one block of channels: `count` times `size` neighbouring outputs."""
 
-    @staged(void, *[int64] * 8, float32, float32)
-    def columns(code, count, size, sources, taps, shift, target, total_at, act, low, high):
+    @staged(void, *[int64] * 11, float32, float32)
+    def columns(code, rows, count, size, sources, moved, taps, shift, target, target_row, total_at, act, low, high):
         for t in code.switch(size, range(1, COLUMNS + 1)):
-            rows = [code.load_int(sources, 8 * i) for i in range(kernel)]
             total = code.variable(code.load(total_at))
             bias = code.load(shift)
             held = [code.load(taps, i * BYTES) for i in range(kernel * kernel)] if kernel <= 3 else None
-            with code.loop(count) as number:
-                sums = [bias] * t
-                for i in range(kernel):
-                    w = held[i * kernel : (i + 1) * kernel] if held else None
-                    if w is None:
-                        w = [code.load(taps, (i * kernel + j) * BYTES) for j in range(kernel)]
-                    row = rows[i] + number * (t * stride * BYTES)
-                    for x in range((t - 1) * stride + kernel):
-                        value = code.load(row, x * BYTES)
-                        for j in range(kernel):
-                            if (x - j) % stride == 0 and 0 <= (x - j) // stride < t:
-                                column = (x - j) // stride
-                                sums[column] = code.fma(value, w[j], sums[column])
-                _finish(code, sums, target + number * (t * BYTES), total, act, low, high)
+            with code.loop(rows) as y:
+                starts = [code.load_int(sources + y * (8 * stride), 8 * i) + moved for i in range(kernel)]
+                to = target + y * target_row
+                with code.loop(count) as number:
+                    sums = [bias] * t
+                    for i in range(kernel):
+                        w = held[i * kernel : (i + 1) * kernel] if held else None
+                        if w is None:
+                            w = [code.load(taps, (i * kernel + j) * BYTES) for j in range(kernel)]
+                        row = starts[i] + number * (t * stride * BYTES)
+                        for x in range((t - 1) * stride + kernel):
+                            value = code.load(row, x * BYTES)
+                            for j in range(kernel):
+                                if (x - j) % stride == 0 and 0 <= (x - j) // stride < t:
+                                    column = (x - j) // stride
+                                    sums[column] = code.fma(value, w[j], sums[column])
+                    _finish(code, sums, to + number * (t * BYTES), total, act, low, high)
             code.store(total_at, total.get())
 
     return columns
 
 
-@staged(void, *[int64] * 10, float32, float32)
-def _any_columns(code, kernel, stride, count, size, sources, taps, shift, target, total_at, act, low, high):
+@staged(void, *[int64] * 13, float32, float32)
+def _any_columns(code, kernel, stride, rows, count, size, sources, moved, taps, shift, target, target_row, total_at, act, low, high):
     """The same for a kernel size and stride that are known only when the program runs."""
     for t in code.switch(size, range(1, COLUMNS + 1)):
         total = code.variable(code.load(total_at))
-        with code.loop(count) as number:
+        with code.loop(rows) as y, code.loop(count) as number:
             bias = code.load(shift)
             sums = [code.variable(bias) for _ in range(t)]
             with code.loop(kernel) as i:
-                row = code.load_int(sources + i * 8) + number * stride * (t * BYTES)
+                row = code.load_int(sources + (y * stride + i) * 8) + moved + number * stride * (t * BYTES)
                 with code.loop(kernel) as j:
                     w = code.load(taps + (i * kernel + j) * BYTES)
                     for column in range(t):
                         value = code.load(row + (stride * column + j) * BYTES)
                         sums[column].set(code.fma(value, w, sums[column].get()))
-            _finish(code, [s.get() for s in sums], target + number * (t * BYTES), total, act, low, high)
+            _finish(code, [s.get() for s in sums], target + y * target_row + number * (t * BYTES), total, act, low, high)
         code.store(total_at, total.get())
 
 
-_columns31, _columns32, _columns51, _columns52 = _columns(3, 1), _columns(3, 2), _columns(5, 1), _columns(5, 2)
+def _rows(kernel, stride):
+    """The function for that kernel size and stride, or, for 0 and 0, for any."""
+    fixed = _columns(kernel, stride) if kernel else None
+
+    def rows_of(kernel_size, step, rows, pixels, sources, moved, taps, shift, target, target_row, total_at, act, low, high):
+        n = (pixels + COLUMNS - 1) // COLUMNS
+        size = pixels // n
+        larger = pixels - size * n
+        mode, lo, hi = act, low, high
+        before = load(total_at)
+        if act != CLAMP and act != SWISH:
+            mode, lo, hi = CLAMP, -INFINITY, INFINITY
+        done = 0
+        for part in range(2):
+            t, count = (size + 1, larger) if part == 0 else (size, n - larger)
+            if count > 0:
+                at, to = moved + done * step * BYTES, target + done * BYTES
+                if kernel:
+                    fixed(rows, count, t, sources, at, taps, shift, to, target_row, total_at, mode, lo, hi)
+                else:
+                    _any_columns(kernel_size, step, rows, count, t, sources, at, taps, shift, to, target_row, total_at, mode, lo, hi)
+                done += t * count
+        if mode != act:
+            total = before
+            for y in range(rows):
+                for i in range(pixels):
+                    p = target + y * target_row + i * BYTES
+                    value = activate(act, load(p))
+                    store(p, value)
+                    total = total + value
+            store(total_at, total)
+
+    rows_of.__name__ = rows_of.__qualname__ = f"depthwise_rows_{kernel}_{stride}" if kernel else "depthwise_rows_any"
+    return native(12, 2)(rows_of)
 
 
-@njit(nogil=True)
-def depthwise_row(kernel, stride, pixels, sources, taps, shift, target, total_at, act, low, high):
-    """One row of outputs of one block of channels; adds them up at `total_at`."""
-    n = (pixels + COLUMNS - 1) // COLUMNS
-    size = pixels // n
-    larger = pixels - size * n
-    mode, lo, hi = act, low, high
-    before = load(total_at)
-    if act != CLAMP and act != SWISH:
-        mode, lo, hi = CLAMP, -INFINITY, INFINITY
-    done = 0
-    for part in range(2):
-        t, count = (size + 1, larger) if part == 0 else (size, n - larger)
-        if count > 0:
-            if part == 1 and done > 0:
-                for i in range(kernel):
-                    store_int(sources + 8 * i, load_int(sources + 8 * i) + done * stride * BYTES)
-            to = target + done * BYTES
-            if kernel == 3 and stride == 1:
-                _columns31(count, t, sources, taps, shift, to, total_at, mode, lo, hi)
-            elif kernel == 3 and stride == 2:
-                _columns32(count, t, sources, taps, shift, to, total_at, mode, lo, hi)
-            elif kernel == 5 and stride == 1:
-                _columns51(count, t, sources, taps, shift, to, total_at, mode, lo, hi)
-            elif kernel == 5 and stride == 2:
-                _columns52(count, t, sources, taps, shift, to, total_at, mode, lo, hi)
-            else:
-                _any_columns(kernel, stride, count, t, sources, taps, shift, to, total_at, mode, lo, hi)
-            done += t * count
-    if mode != act:
-        total = before
-        for i in range(pixels):
-            y = activate(act, load(target + i * BYTES))
-            store(target + i * BYTES, y)
-            total = total + y
-        store(total_at, total)
+SPECIAL = {(kernel, stride): _rows(kernel, stride) for kernel in (3, 5) for stride in (1, 2)}
+ANY = _rows(0, 0)
+call_rows = caller(12, 2)
 
 
 @njit(nogil=True)
@@ -131,7 +134,7 @@ def copy(target, source, vectors):
         store(target + i * BYTES, load(source + i * BYTES))
 
 
-@njit(nogil=True)
+@native(3)
 def depthwise(row, task, scratch):
     """A task: a band of output rows of a group of channel blocks."""
     groups, blocks, bands = get(row, table.GROUPS), get(row, table.BLOCKS), get(row, table.BANDS)
@@ -151,45 +154,55 @@ def depthwise(row, task, scratch):
     act, low, high = get(row, table.ACTIVATION), get_float(row, table.LOW), get_float(row, table.HIGH)
 
     totals = scratch
-    sources = totals + 16 * BYTES
-    zeros = sources + 8 * ((kernel + 15) // 16) * 16
-    zero_bytes = max(row_bytes, 4 * BYTES)
-    rows = zeros + zero_bytes
-    plane = ring * row_bytes
-    fill_zero(totals, vectors)
-    fill_zero(zeros, zero_bytes // BYTES)
+    sources = totals + 8 * BYTES  # the second four stay zero: a bias of nothing
+    rows = sources + get(row, table.LIST)
+    plane = (ring + 1) * row_bytes
+    fill_zero(totals, 8)
     left, right = max(pad, 0), row_bytes // BYTES - max(pad, 0) - width
     for v in range(vectors):
         for slot in range(ring):
             fill_zero(rows + v * plane + slot * row_bytes, left)
             fill_zero(rows + v * plane + slot * row_bytes + (left + width) * BYTES, right)
+        fill_zero(rows + v * plane + ring * row_bytes, row_bytes // BYTES)
 
     made = max(0, y * stride - pad)
     while y < y1:
         last = min(y1, y + chunk)
         needed = min(height, (last - 1) * stride - pad + kernel)
-        for r in range(made, needed):
-            to = rows + (r % ring) * row_bytes + left * BYTES
+        while made < needed:
+            slot = made % ring
+            count = min(needed - made, ring - slot)
+            to = rows + slot * row_bytes + left * BYTES
             if producer == table.EXPAND:
-                tiles(vectors, width, source + r * width * BYTES, source_plane, units, weight, bias, to, plane, 0, 0, act, low, high)
+                call_tiles(
+                    get(row, table.TILES), vectors, count, width, source + made * width * BYTES, width * BYTES, source_plane, units,
+                    weight, bias, to, row_bytes, plane, 0, 0, act, low, high,
+                )  # fmt: skip
             elif producer == table.COPY:
                 for v in range(vectors):
-                    copy(to + v * plane, source + (b0 + v) * source_plane + r * width * BYTES, width)
+                    for i in range(count):
+                        copy(to + v * plane + i * row_bytes, source + (b0 + v) * source_plane + (made + i) * width * BYTES, width)
             else:
-                stem_row(row, r, b0, vectors, rows + vectors * plane, to, plane)
+                for i in range(count):
+                    call_stem_row(get(row, table.STEM), row, made + i, b0, vectors, rows + vectors * plane, to + i * row_bytes, plane)
+            made += count
         made = max(made, needed)
+        first = y * stride - pad
+        slot = max(first, 0) % ring
+        for i in range((last - y - 1) * stride + kernel):
+            at = rows + ring * row_bytes
+            if 0 <= first + i < height:
+                at = rows + slot * row_bytes
+                slot += 1
+                if slot == ring:
+                    slot = 0
+            store_int(sources + 8 * i, at + lead * BYTES)
         for v in range(vectors):
-            for o in range(y, last):
-                for i in range(kernel):
-                    r = o * stride - pad + i
-                    at = zeros
-                    if 0 <= r < height:
-                        at = rows + v * plane + (r % ring) * row_bytes
-                    store_int(sources + 8 * i, at + lead * BYTES)
-                depthwise_row(
-                    kernel, stride, out_width, sources, taps + (b0 + v) * (kernel * kernel * BYTES), shift + (b0 + v) * BYTES,
-                    target + (b0 + v) * target_plane + o * out_width * BYTES, totals + v * BYTES, act, low, high,
-                )  # fmt: skip
+            call_rows(
+                get(row, table.ROWS), kernel, stride, last - y, out_width, sources, v * plane, taps + (b0 + v) * (kernel * kernel * BYTES),
+                shift + (b0 + v) * BYTES, target + (b0 + v) * target_plane + y * out_width * BYTES, out_width * BYTES,
+                totals + v * BYTES, act, low, high,
+            )  # fmt: skip
         y = last
 
     squeeze_blocks = get(row, table.SQUEEZE_BLOCKS)
@@ -200,5 +213,8 @@ def depthwise(row, task, scratch):
         while q < squeeze_blocks:
             n = min(3, squeeze_blocks - q)
             part = squeeze + q * (blocks * WIDTH * BYTES) + b0 * (WIDTH * n * BYTES)
-            tiles(n, 1, totals, BYTES, vectors * (WIDTH // UNIT), part, zeros, partial + q * BYTES, BYTES, 0, 0, CLAMP, -INFINITY, INFINITY)
+            call_tiles(
+                get(row, table.TILES), n, 1, 1, totals, 0, BYTES,
+                vectors * (WIDTH // UNIT), part, totals + 4 * BYTES, partial + q * BYTES, 0, BYTES, 0, 0, CLAMP, -INFINITY, INFINITY,
+            )  # fmt: skip
             q += n

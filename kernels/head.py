@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from numba import njit
-
 from effnet_np.kernels import table
-from effnet_np.kernels.pointwise import UNIT, group_start, tiles
+from effnet_np.kernels.native import native
+from effnet_np.kernels.pointwise import UNIT, call_tiles, group_start
 from effnet_np.kernels.simd import BYTES, load, maximum, splat, store
 from effnet_np.kernels.table import get, get_float
 
 
-@njit(nogil=True)
+@native(3)
 def head(row, task, scratch):
     """A task: a group of channel blocks of the last convolution, and their pool."""
     groups, blocks, pixels, units = get(row, table.GROUPS), get(row, table.BLOCKS), get(row, table.PIXELS), get(row, table.UNITS)
@@ -21,9 +20,9 @@ def head(row, task, scratch):
         target, plane = scratch, pixels * BYTES
     else:
         target += b0 * plane
-    tiles(
-        vectors, pixels, get(row, table.SOURCE), get(row, table.SOURCE_PLANE), units,
-        get(row, table.WEIGHT) + b0 * (units * UNIT * BYTES), get(row, table.BIAS) + b0 * BYTES, target, plane, 0, 0,
+    call_tiles(
+        get(row, table.TILES), vectors, 1, pixels, get(row, table.SOURCE), 0, get(row, table.SOURCE_PLANE), units,
+        get(row, table.WEIGHT) + b0 * (units * UNIT * BYTES), get(row, table.BIAS) + b0 * BYTES, target, 0, plane, 0, 0,
         get(row, table.ACTIVATION), get_float(row, table.LOW), get_float(row, table.HIGH),
     )  # fmt: skip
     pooled, scale = get(row, table.POOLED) + b0 * BYTES, splat(get_float(row, table.SCALE))

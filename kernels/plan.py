@@ -9,8 +9,12 @@ import numpy as np
 
 from effnet_np.kernels import table
 from effnet_np.kernels.activations import CLAMP, CLAMPS, CODES
-from effnet_np.kernels.pointwise import UNIT, VECTORS
+from effnet_np.kernels.depthwise import ANY, SPECIAL, depthwise
+from effnet_np.kernels.head import head
+from effnet_np.kernels.pointwise import UNIT, VECTORS, pointwise, tiles
 from effnet_np.kernels.simd import BYTES, WIDTH
+from effnet_np.kernels.squeeze_excite import gates
+from effnet_np.kernels.stem import stem, stem_row
 
 ALIGN = 64
 RING_BYTES = 384 * 1024
@@ -54,7 +58,6 @@ class Weights:
         prefix = "efficientnet." if any(key.startswith("efficientnet.") for key in state) else ""
         state = {key.removeprefix(prefix): value for key, value in state.items()}
         eps = config.batch_norm_eps
-        stem = blocks_of(config.stem_channels)
         self._stem("stem", lambda: fold(state, "embeddings.convolution", "embeddings.batchnorm", eps), config.num_channels, config.stem_channels)
         for spec in config.blocks():
             name = f"encoder.blocks.{spec.index}."
@@ -88,7 +91,6 @@ class Weights:
         for name, count, fill in self._pieces:
             fill(self.data[self.offset[name] // 4 :][:count])
         del self._pieces
-        del stem
 
     def _reserve(self, name, count, fill):
         self.offset[name] = self.size
@@ -147,7 +149,7 @@ class Weights:
         def fill(out):
             weight = get()[0].reshape(outputs, inputs * 9)
             position = 0
-            edges = starts(groups_of(blocks, 2), blocks)
+            edges = starts(groups_of(blocks), blocks)
             for b0, b1 in zip(edges, edges[1:], strict=False):
                 width = (b1 - b0) * WIDTH
                 panel = out[position : position + 9 * inputs * width].reshape(9 * inputs, width)
@@ -288,13 +290,13 @@ class Planner:
 
     def _stem_step(self, target: Plane, height, width):
         blocks = blocks_of(target.channels)
-        groups = groups_of(blocks, 2)
+        groups = groups_of(blocks)
         bands = min(target.height, 16)
         columns = self._stem_columns(height, width, target.width)
         self.scratch(self.stem_scratch)
         self.step(
             "stem", 2 * 9 * self.config.num_channels * target.channels * target.pixels,
-            KIND=table.STEM, TASKS=groups * bands, GROUPS=groups, BLOCKS=blocks, BANDS=bands, HEIGHT=target.height,
+            FUNCTION=stem.address, TILES=tiles.address, TASKS=groups * bands, GROUPS=groups, BLOCKS=blocks, BANDS=bands, HEIGHT=target.height, ROWS=stem_row.address,
             WIDTH_=target.width, TARGET=At("arena", target.offset), TARGET_PLANE=target.plane, **columns, **self.activation,
         )  # fmt: skip
 
@@ -314,7 +316,7 @@ class Planner:
             groups = groups_of(blocks)
         elif image:
             producer = {"PRODUCER": table.CONVOLVE, **self._stem_columns(*image, source.width)}
-            groups = groups_of(blocks, 2)
+            groups = groups_of(blocks)
             flops += 2 * 9 * self.config.num_channels * e * source.pixels
         else:
             producer = {"PRODUCER": table.COPY, "SOURCE": At("arena", source.offset), "SOURCE_PLANE": source.plane}
@@ -330,9 +332,8 @@ class Planner:
         chunk = int((RING_BYTES / (vectors * row) - (k - stride)) // stride)
         chunk = max(1, min(most, chunk))
         ring = max(1, chunk * stride + max(0, k - stride))
-        self.scratch(
-            16 * BYTES + 128 * (1 + k // 16) + max(row, 4 * BYTES) + vectors * ring * row + (self.stem_scratch if image else 0) + 4096
-        )
+        listed = -(-8 * (chunk * stride + k) // ALIGN) * ALIGN
+        self.scratch(8 * BYTES + listed + vectors * (ring + 1) * row + (self.stem_scratch if image else 0))
         squeeze = {}
         s = spec.squeeze_channels
         tasks = groups * bands
@@ -343,8 +344,9 @@ class Planner:
             squeeze = {"SQUEEZE": self.at((spec.index, "reduce")), "SQUEEZE_BLOCKS": sb, "PARTIAL": At("arena", partial)}
         self.step(
             "depthwise" if not expand else "expand+depthwise", flops,
-            KIND=table.DEPTHWISE, TASKS=tasks, GROUPS=groups, BLOCKS=blocks, BANDS=bands, KERNEL=k, STRIDE=stride, PAD=before,
+            FUNCTION=depthwise.address, TILES=tiles.address, TASKS=tasks, GROUPS=groups, BLOCKS=blocks, BANDS=bands, KERNEL=k, STRIDE=stride, PAD=before,
             HEIGHT=source.height, WIDTH_=source.width, OUT_HEIGHT=middle.height, OUT_WIDTH=middle.width,
+            ROWS=SPECIAL.get((k, stride), ANY).address, STEM=stem_row.address, LIST=listed,
             CHUNK=chunk, RING=ring, ROW=row, LEAD=lead, TAPS=self.at((spec.index, "depthwise")),
             SHIFT=self.at(((spec.index, "depthwise"), "bias")), TARGET=At("arena", middle.offset), TARGET_PLANE=middle.plane,
             **producer, **squeeze, **self.activation,
@@ -363,7 +365,7 @@ class Planner:
                 scaled = {"SOURCE": At("arena", middle.offset), "SOURCE_PLANE": middle.plane, "PIXELS": middle.pixels}
             self.step(
                 "squeeze-excite", 4 * s * e,
-                KIND=table.GATE, TASKS=gate_tasks, BANDS=gate_tasks, GROUPS=panels, BLOCKS=blocks, UNITS=units_of(s),
+                FUNCTION=gates.address, TILES=tiles.address, TASKS=gate_tasks, BANDS=gate_tasks, GROUPS=panels, BLOCKS=blocks, UNITS=units_of(s),
                 PARTIAL=At("arena", partial), PARTIALS=tasks, SQUEEZE_BLOCKS=blocks_of(s),
                 BIAS=self.at(((spec.index, "reduce"), "bias")), WEIGHT=self.at((spec.index, "gate")),
                 SHIFT=self.at(((spec.index, "gate"), "bias")), GATES=At("arena", gate_at), SCALE=1.0 / middle.pixels,
@@ -378,7 +380,7 @@ class Planner:
             more["RESIDUAL"] = At("arena", source.offset)
         self.step(
             "project", 2 * e * target.channels * target.pixels,
-            KIND=table.POINTWISE, TASKS=out_groups * out_bands, GROUPS=out_groups, BANDS=out_bands, BLOCKS=out_blocks,
+            FUNCTION=pointwise.address, TILES=tiles.address, TASKS=out_groups * out_bands, GROUPS=out_groups, BANDS=out_bands, BLOCKS=out_blocks,
             PIXELS=middle.pixels, UNITS=units, SOURCE=At("arena", middle.offset), SOURCE_PLANE=middle.plane,
             WEIGHT=self.at((spec.index, "project")), BIAS=self.at(((spec.index, "project"), "bias")),
             TARGET=At("arena", target.offset), TARGET_PLANE=target.plane, ACTIVATION=CLAMP, LOW=-math.inf, HIGH=math.inf, **more,
@@ -396,7 +398,7 @@ class Planner:
         self.scratch(VECTORS * source.plane)
         self.step(
             "head", 2 * source.channels * config.head_channels * source.pixels,
-            KIND=table.HEAD, TASKS=groups, GROUPS=groups, BLOCKS=blocks, PIXELS=source.pixels, UNITS=units_of(source.channels),
+            FUNCTION=head.address, TILES=tiles.address, TASKS=groups, GROUPS=groups, BLOCKS=blocks, PIXELS=source.pixels, UNITS=units_of(source.channels),
             SOURCE=At("arena", source.offset), SOURCE_PLANE=source.plane, WEIGHT=self.at("head"), BIAS=self.at(("head", "bias")),
             POOL=int(config.pooling_type == "max"), POOLED=At("arena", plan.pooled), SCALE=1.0 / source.pixels,
             **more, **self.activation,
@@ -406,7 +408,7 @@ class Planner:
             plan.logits = self.reserve(blocks * BYTES)
             self.step(
                 "classifier", 2 * config.hidden_dim * config.num_labels,
-                KIND=table.POINTWISE, TASKS=groups_of(blocks), GROUPS=groups_of(blocks), BANDS=1, BLOCKS=blocks, PIXELS=1,
+                FUNCTION=pointwise.address, TILES=tiles.address, TASKS=groups_of(blocks), GROUPS=groups_of(blocks), BANDS=1, BLOCKS=blocks, PIXELS=1,
                 UNITS=units_of(config.hidden_dim), SOURCE=At("arena", plan.pooled), SOURCE_PLANE=BYTES,
                 WEIGHT=self.at("classifier"), BIAS=self.at(("classifier", "bias")), TARGET=At("arena", plan.logits), TARGET_PLANE=BYTES,
                 ACTIVATION=CLAMP, LOW=-math.inf, HIGH=math.inf,

@@ -7,6 +7,7 @@ from numba import njit
 
 from effnet_np.kernels import table
 from effnet_np.kernels.activations import CLAMP, SWISH, activate, swish
+from effnet_np.kernels.native import caller, native
 from effnet_np.kernels.simd import BYTES, REGISTERS, WIDTH, float32, int64, load, load_splat, staged, store, void
 from effnet_np.kernels.table import get, get_float
 
@@ -19,19 +20,20 @@ INFINITY = np.float32(np.inf)
 
 
 def _tile(vectors):
-    @staged(void, *[int64] * 12, float32, float32)
-    def tile(code, count, rows, a, a_plane, units, b, bias, c, c_plane, residual, residual_plane, act, low, high):
-        for r in code.switch(rows, range(1, ROWS[vectors] + 1)):
-            with code.loop(count) as number:
+    @staged(void, *[int64] * 15, float32, float32)
+    def tile(code, rows, count, size, a, a_row, a_plane, units, b, bias, c, c_row, c_plane, residual, residual_plane, act, low, high):
+        for r in code.switch(size, range(1, ROWS[vectors] + 1)):
+            with code.loop(rows) as y, code.loop(count) as number:
                 moved = number * (r * BYTES)
                 first = [code.load(bias, v * BYTES) for v in range(vectors)]
                 sums = [[code.variable(first[v]) for v in range(vectors)] for _ in range(r)]
                 here = code.variable(b)
+                source = a + moved + y * a_row
                 with code.loop(units) as unit:
                     if WIDTH > UNIT:
-                        pa = a + moved + (unit >> 1) * a_plane + (unit & 1) * (4 * UNIT)
+                        pa = source + (unit >> 1) * a_plane + (unit & 1) * (4 * UNIT)
                     else:
-                        pa = a + moved + unit * a_plane
+                        pa = source + unit * a_plane
                     pb = here.get()
                     for k in range(UNIT):
                         weights = [code.load(pb, (k * vectors + v) * BYTES) for v in range(vectors)]
@@ -40,19 +42,20 @@ def _tile(vectors):
                             for v in range(vectors):
                                 sums[i][v].set(code.fma(x, weights[v], sums[i][v].get()))
                     here.set(pb + UNIT * vectors * BYTES)
-                planes = [c + moved + v * c_plane for v in range(vectors)]
+                target = c + moved + y * c_row
+                planes = [target + v * c_plane for v in range(vectors)]
                 lo, hi = code.splat(low), code.splat(high)
                 for mode in code.switch(act, (CLAMP, SWISH, RESIDUAL)):
                     for i in range(r):
                         for v in range(vectors):
-                            y = sums[i][v].get()
+                            y_ = sums[i][v].get()
                             if mode == SWISH:
-                                y = swish(code, y)
+                                y_ = swish(code, y_)
                             elif mode == CLAMP:
-                                y = code.minimum(code.maximum(y, lo), hi)
+                                y_ = code.minimum(code.maximum(y_, lo), hi)
                             else:
-                                y = y + code.load(residual + moved + v * residual_plane, i * BYTES)
-                            code.store(planes[v], y, i * BYTES)
+                                y_ = y_ + code.load(residual + moved + v * residual_plane, i * BYTES)
+                            code.store(planes[v], y_, i * BYTES)
 
     return tile
 
@@ -60,9 +63,9 @@ def _tile(vectors):
 _tile1, _tile2, _tile3 = _tile(1), _tile(2), _tile(3)
 
 
-@njit(nogil=True)
-def tiles(vectors, pixels, a, a_plane, units, b, bias, c, c_plane, residual, residual_plane, act, low, high):
-    """`pixels` rows of the product, `vectors` registers wide."""
+@native(15, 2)
+def tiles(vectors, rows, pixels, a, a_row, a_plane, units, b, bias, c, c_row, c_plane, residual, residual_plane, act, low, high):
+    """`rows` times `pixels` rows of the product, `vectors` registers wide."""
     cap = ROWS3 if vectors == 3 else ROWS2
     n = (pixels + cap - 1) // cap
     size = pixels // n
@@ -70,23 +73,26 @@ def tiles(vectors, pixels, a, a_plane, units, b, bias, c, c_plane, residual, res
     mode, lo, hi = act, low, high
     if act != CLAMP and act != SWISH and act != RESIDUAL:
         mode, lo, hi = CLAMP, -INFINITY, INFINITY
-    done = 0
+    at = 0
     for part in range(2):
-        rows, count = (size + 1, larger) if part == 0 else (size, n - larger)
+        r, count = (size + 1, larger) if part == 0 else (size, n - larger)
         if count > 0:
-            at = done * BYTES
             if vectors == 3:
-                _tile3(count, rows, a + at, a_plane, units, b, bias, c + at, c_plane, residual + at, residual_plane, mode, lo, hi)
+                _tile3(rows, count, r, a + at, a_row, a_plane, units, b, bias, c + at, c_row, c_plane, residual + at, residual_plane, mode, lo, hi)
             elif vectors == 2:
-                _tile2(count, rows, a + at, a_plane, units, b, bias, c + at, c_plane, residual + at, residual_plane, mode, lo, hi)
+                _tile2(rows, count, r, a + at, a_row, a_plane, units, b, bias, c + at, c_row, c_plane, residual + at, residual_plane, mode, lo, hi)
             else:
-                _tile1(count, rows, a + at, a_plane, units, b, bias, c + at, c_plane, residual + at, residual_plane, mode, lo, hi)
-            done += rows * count
+                _tile1(rows, count, r, a + at, a_row, a_plane, units, b, bias, c + at, c_row, c_plane, residual + at, residual_plane, mode, lo, hi)
+            at += r * count * BYTES
     if mode != act:
         for v in range(vectors):
-            for i in range(pixels):
-                p = c + v * c_plane + i * BYTES
-                store(p, activate(act, load(p)))
+            for y in range(rows):
+                for i in range(pixels):
+                    p = c + v * c_plane + y * c_row + i * BYTES
+                    store(p, activate(act, load(p)))
+
+
+call_tiles = caller(15, 2)
 
 
 @njit(nogil=True)
@@ -94,7 +100,7 @@ def group_start(group, groups, blocks):
     return group * blocks // groups
 
 
-@njit(nogil=True)
+@native(3)
 def pointwise(row, task, scratch):
     """A task: some pixels, some blocks of output channels."""
     groups, blocks, bands = get(row, table.GROUPS), get(row, table.BLOCKS), get(row, table.BANDS)
@@ -122,8 +128,8 @@ def pointwise(row, task, scratch):
     if residual != 0:
         act = RESIDUAL
         residual += b0 * plane + p0 * BYTES
-    tiles(
-        vectors, p1 - p0, get(row, table.SOURCE) + p0 * BYTES, get(row, table.SOURCE_PLANE), units, weight,
-        get(row, table.BIAS) + b0 * BYTES, get(row, table.TARGET) + b0 * plane + p0 * BYTES, plane, residual, plane,
+    call_tiles(
+        get(row, table.TILES), vectors, 1, p1 - p0, get(row, table.SOURCE) + p0 * BYTES, 0, get(row, table.SOURCE_PLANE), units, weight,
+        get(row, table.BIAS) + b0 * BYTES, get(row, table.TARGET) + b0 * plane + p0 * BYTES, 0, plane, residual, plane,
         act, get_float(row, table.LOW), get_float(row, table.HIGH),
     )  # fmt: skip

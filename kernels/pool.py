@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 
 import numpy as np
 
+from effnet_np.kernels.program import run
 from effnet_np.kernels.sync import LINE, MEMBERS
 
 
 class Pool:
-    def __init__(self, threads, run):
-        self.threads, self.run = threads, run
+    def __init__(self, threads):
+        self.threads = threads
+        self.run = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)(run.address)
         self.number = 0
         self.words = np.zeros(0, np.int64)
         self.job = None

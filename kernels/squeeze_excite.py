@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
-
 from effnet_np.kernels import table
 from effnet_np.kernels.activations import CLAMP, apply, gate
-from effnet_np.kernels.pointwise import INFINITY, UNIT, group_start, tiles
+from effnet_np.kernels.native import native
+from effnet_np.kernels.pointwise import INFINITY, UNIT, call_tiles, group_start
 from effnet_np.kernels.simd import BYTES, load, splat, store
 from effnet_np.kernels.table import get, get_float
 
 ZERO = np.float32(0)
 
 
-@njit(nogil=True)
+@native(3)
 def gates(row, task, scratch):
     """A task: the gates of a range of channel blocks."""
     partial, partials, squeeze_blocks = get(row, table.PARTIAL), get(row, table.PARTIALS), get(row, table.SQUEEZE_BLOCKS)
@@ -34,8 +33,8 @@ def gates(row, task, scratch):
         b0 = group_start(group, groups, blocks)
         vectors = group_start(group + 1, groups, blocks) - b0
         to = target + b0 * BYTES
-        tiles(
-            vectors, 1, scratch, BYTES, units, weight + b0 * (units * UNIT * BYTES), shift + b0 * BYTES, to, BYTES, 0, 0,
+        call_tiles(
+            get(row, table.TILES), vectors, 1, 1, scratch, 0, BYTES, units, weight + b0 * (units * UNIT * BYTES), shift + b0 * BYTES, to, 0, BYTES, 0, 0,
             CLAMP, -INFINITY, INFINITY,
         )  # fmt: skip
         for v in range(vectors):

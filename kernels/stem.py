@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from numba import njit
+import numpy as np
 
 from effnet_np.kernels import table
 from effnet_np.kernels.activations import CLAMP, SWISH, activate, swish
+from effnet_np.kernels.native import caller, native
 from effnet_np.kernels.pointwise import INFINITY, group_start
-from effnet_np.kernels.simd import BYTES, REGISTERS, float32, int64, load, load_scalar, staged, store, store_scalar, void
+from effnet_np.kernels.simd import BYTES, REGISTERS, WIDTH, float32, int64, load, load_scalar, staged, store, store_scalar, void
 from effnet_np.kernels.table import get, get_float
 
-ROWS = 8 if REGISTERS == 32 else 6
-ZERO = 0.0
+ROWS = 8 if REGISTERS == 32 else 4
+ZERO = np.float32(0)
 
 
 def _tile(vectors):
     @staged(void, *[int64] * 11, float32, float32)
-    def tile(code, count, rows, image, row_bytes, plane_bytes, channels, b, bias, c, c_plane, act, low, high):
-        for r in code.switch(rows, range(1, ROWS + 1)):
+    def tile(code, count, size, image, row_bytes, plane_bytes, channels, b, bias, c, c_plane, act, low, high):
+        for r in code.switch(size, range(1, ROWS + 1)):
             with code.loop(count) as number:
                 first = [code.load(bias, v * BYTES) for v in range(vectors)]
                 sums = [[code.variable(first[v]) for v in range(vectors)] for _ in range(r)]
@@ -43,10 +44,10 @@ def _tile(vectors):
     return tile
 
 
-_tile1, _tile2 = _tile(1), _tile(2)
+_tile1, _tile2, _tile3 = _tile(1), _tile(2), _tile(3)
 
 
-@njit(nogil=True)
+@native(7)
 def stem_row(row, r, b0, vectors, scratch, target, plane):
     """Row r of the stem's output for `vectors` blocks of channels from b0 on."""
     channels, image_height, image_width = get(row, table.CHANNELS), get(row, table.IMAGE_HEIGHT), get(row, table.IMAGE_WIDTH)
@@ -55,37 +56,37 @@ def stem_row(row, r, b0, vectors, scratch, target, plane):
     for c in range(channels):
         for i in range(3):
             to = scratch + (c * 3 + i) * row_bytes
+            copied = 0
             if 2 * r + i < image_height:
                 source = image + (c * image_height + 2 * r + i) * image_width * 4
-                for x in range(image_width):
+                for x in range(image_width // WIDTH):
+                    store(to + x * BYTES, load(source + x * BYTES))
+                copied = image_width // WIDTH * WIDTH
+                for x in range(copied, image_width):
                     store_scalar(to + 4 * x, load_scalar(source + 4 * x))
-                store_scalar(to + 4 * image_width, ZERO)
-            else:
-                for x in range(image_width + 1):
-                    store_scalar(to + 4 * x, ZERO)
+                copied = image_width
+            for x in range(copied, image_width + 1):
+                store_scalar(to + 4 * x, ZERO)
     n = (pixels + ROWS - 1) // ROWS
     size = pixels // n
     larger = pixels - size * n
     mode, lo, hi = act, low, high
     if act != CLAMP and act != SWISH:
         mode, lo, hi = CLAMP, -INFINITY, INFINITY
-    v = 0
     weight = get(row, table.WEIGHT) + b0 * (channels * 9 * BYTES)
     bias = get(row, table.EXPAND_BIAS) + b0 * BYTES
-    while v < vectors:
-        wide = 2 if (v + 1 < vectors) else 1
-        done = 0
-        for part in range(2):
-            rows, count = (size + 1, larger) if part == 0 else (size, n - larger)
-            if count > 0:
-                to, a = target + v * plane + done * BYTES, scratch + done * 8
-                if wide == 2:
-                    _tile2(count, rows, a, row_bytes, 3 * row_bytes, channels, weight, bias + v * BYTES, to, plane, mode, lo, hi)
-                else:
-                    _tile1(count, rows, a, row_bytes, 3 * row_bytes, channels, weight, bias + v * BYTES, to, plane, mode, lo, hi)
-                done += rows * count
-        weight += channels * 9 * wide * BYTES
-        v += wide
+    done = 0
+    for part in range(2):
+        rows, count = (size + 1, larger) if part == 0 else (size, n - larger)
+        if count > 0:
+            to, a = target + done * BYTES, scratch + done * 8
+            if vectors == 3:
+                _tile3(count, rows, a, row_bytes, 3 * row_bytes, channels, weight, bias, to, plane, mode, lo, hi)
+            elif vectors == 2:
+                _tile2(count, rows, a, row_bytes, 3 * row_bytes, channels, weight, bias, to, plane, mode, lo, hi)
+            else:
+                _tile1(count, rows, a, row_bytes, 3 * row_bytes, channels, weight, bias, to, plane, mode, lo, hi)
+            done += rows * count
     if mode != act:
         for v in range(vectors):
             for x in range(pixels):
@@ -93,7 +94,10 @@ def stem_row(row, r, b0, vectors, scratch, target, plane):
                 store(p, activate(act, load(p)))
 
 
-@njit(nogil=True)
+call_stem_row = caller(7)
+
+
+@native(3)
 def stem(row, task, scratch):
     """A task: a band of rows of the stem's output, for a network whose stem is wanted by itself."""
     groups, blocks, bands = get(row, table.GROUPS), get(row, table.BLOCKS), get(row, table.BANDS)
@@ -103,4 +107,4 @@ def stem(row, task, scratch):
     height, width = get(row, table.HEIGHT), get(row, table.WIDTH_)
     plane = get(row, table.TARGET_PLANE)
     for r in range(band * height // bands, (band + 1) * height // bands):
-        stem_row(row, r, b0, vectors, scratch, get(row, table.TARGET) + b0 * plane + r * width * BYTES, plane)
+        call_stem_row(get(row, table.ROWS), row, r, b0, vectors, scratch, get(row, table.TARGET) + b0 * plane + r * width * BYTES, plane)

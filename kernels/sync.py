@@ -4,7 +4,7 @@ The words that threads share lie one a cache line in an int64 array:
 
     GATE        run number * 2**16 + threads that have entered that run
     LEFT        threads that have left it
-    two a step  NEXT, the next task to be handed out, and DONE, how many are finished
+    two a step  NEXT, the next task to be handed out, and DONE, how many are finished; behind DONE, when that was
 
 A thread may come late, or never (the machine is busy, the process has forked): nobody waits for it, since a step is
 over when its *tasks* are done, not when all threads have arrived. The thread that started a run closes its gate at
@@ -59,6 +59,13 @@ def pause(code):
     code.builder.call(cgutils.get_or_insert_function(code.builder.module, kind, name), arguments)
 
 
+@staged(int64)
+def ticks(code):
+    """The core's own clock, in ticks of a constant length; where it has none that a program may read, 0."""
+    kind = ir.FunctionType(I64, [])
+    return Int(code, code.builder.call(cgutils.get_or_insert_function(code.builder.module, kind, "llvm.readcyclecounter"), []))
+
+
 if sys.platform == "win32":
 
     @njit(nogil=True)
@@ -109,4 +116,4 @@ def close(words, run):
     wait_until(words + LEFT, entered)
 
 
-__all__ = ["GATE", "LEFT", "LINE", "MEMBERS", "STEPS", "atomic_add", "atomic_load", "close", "enter", "leave", "load_int", "wait_until"]
+__all__ = ["GATE", "LEFT", "LINE", "MEMBERS", "STEPS", "atomic_add", "atomic_load", "close", "enter", "leave", "load_int", "ticks", "wait_until"]
