@@ -40,7 +40,7 @@ class CompiledEfficientNet:
             self.scratch = np.zeros(plan.scratch_bytes * self.threads // 4 + ALIGN, np.float32)
         arena = -(-self.arena.ctypes.data // ALIGN) * ALIGN
         if entry[2] != arena:
-            entry[1], entry[2] = plan.bind(arena, self.weights.address), arena
+            entry[1], entry[2] = plan.bind(arena, self.weights.address, self.threads), arena
         return plan, entry[1]
 
     def read(self, offset, channels, pixels):

@@ -8,9 +8,9 @@ from numba import njit
 from effnet_np.kernels import table
 from effnet_np.kernels.activations import CLAMP, SWISH, activate, swish
 from effnet_np.kernels.native import caller, native
-from effnet_np.kernels.pointwise import UNIT, call_tiles, group_start
+from effnet_np.kernels.pointwise import UNIT, call_tiles, group_start, next_weights
 from effnet_np.kernels.simd import (
-    BYTES, REGISTERS, WIDTH, float32, int64, load, splat, staged, store, store_int, void,
+    BYTES, REGISTERS, WIDTH, float32, int64, load, prefetch, splat, staged, store, store_int, void,
 )  # fmt: skip
 from effnet_np.kernels.stem import call_stem_row
 from effnet_np.kernels.table import get, get_float
@@ -153,6 +153,11 @@ def depthwise(row, task, scratch):
     target, target_plane = get(row, table.TARGET), get(row, table.TARGET_PLANE)
     act, low, high = get(row, table.ACTIVATION), get_float(row, table.LOW), get_float(row, table.HIGH)
 
+    ahead, end = next_weights(row, task, units)
+    squeeze_blocks, squeeze = get(row, table.SQUEEZE_BLOCKS), get(row, table.SQUEEZE)
+    for i in range(vectors * kernel * kernel):
+        prefetch(taps + (b0 * kernel * kernel + i) * BYTES)
+
     totals = scratch
     sources = totals + 8 * BYTES  # the second four stay zero: a bias of nothing
     rows = sources + get(row, table.LIST)
@@ -176,7 +181,7 @@ def depthwise(row, task, scratch):
             if producer == table.EXPAND:
                 call_tiles(
                     get(row, table.TILES), vectors, count, width, source + made * width * BYTES, width * BYTES, source_plane, units,
-                    weight, bias, to, row_bytes, plane, 0, 0, act, low, high,
+                    weight, bias, to, row_bytes, plane, 0, 0, act, ahead, end, low, high,
                 )  # fmt: skip
             elif producer == table.COPY:
                 for v in range(vectors):
@@ -187,6 +192,13 @@ def depthwise(row, task, scratch):
                     call_stem_row(get(row, table.STEM), row, made + i, b0, vectors, rows + vectors * plane, to + i * row_bytes, plane)
             made += count
         made = max(made, needed)
+        if last == y1:
+            q = 0
+            while q < squeeze_blocks:
+                n = min(3, squeeze_blocks - q)
+                for i in range(vectors * WIDTH * n):
+                    prefetch(squeeze + q * (blocks * WIDTH * BYTES) + (b0 * WIDTH * n + i) * BYTES)
+                q += n
         first = y * stride - pad
         slot = max(first, 0) % ring
         for i in range((last - y - 1) * stride + kernel):
@@ -205,9 +217,7 @@ def depthwise(row, task, scratch):
             )  # fmt: skip
         y = last
 
-    squeeze_blocks = get(row, table.SQUEEZE_BLOCKS)
     if squeeze_blocks > 0:
-        squeeze = get(row, table.SQUEEZE)
         partial = get(row, table.PARTIAL) + task * (squeeze_blocks * BYTES)
         q = 0
         while q < squeeze_blocks:
@@ -215,6 +225,6 @@ def depthwise(row, task, scratch):
             part = squeeze + q * (blocks * WIDTH * BYTES) + b0 * (WIDTH * n * BYTES)
             call_tiles(
                 get(row, table.TILES), n, 1, 1, totals, 0, BYTES,
-                vectors * (WIDTH // UNIT), part, totals + 4 * BYTES, partial + q * BYTES, 0, BYTES, 0, 0, CLAMP, -INFINITY, INFINITY,
+                vectors * (WIDTH // UNIT), part, totals + 4 * BYTES, partial + q * BYTES, 0, BYTES, 0, 0, CLAMP, 0, 0, -INFINITY, INFINITY,
             )  # fmt: skip
             q += n

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from effnet_np.kernels import table
 from effnet_np.kernels.native import native
-from effnet_np.kernels.pointwise import UNIT, call_tiles, group_start
+from effnet_np.kernels.pointwise import UNIT, call_tiles, group_start, next_weights
 from effnet_np.kernels.simd import BYTES, load, maximum, splat, store
 from effnet_np.kernels.table import get, get_float
 
@@ -20,10 +20,11 @@ def head(row, task, scratch):
         target, plane = scratch, pixels * BYTES
     else:
         target += b0 * plane
+    ahead, end = next_weights(row, task, units)
     call_tiles(
         get(row, table.TILES), vectors, 1, pixels, get(row, table.SOURCE), 0, get(row, table.SOURCE_PLANE), units,
         get(row, table.WEIGHT) + b0 * (units * UNIT * BYTES), get(row, table.BIAS) + b0 * BYTES, target, 0, plane, 0, 0,
-        get(row, table.ACTIVATION), get_float(row, table.LOW), get_float(row, table.HIGH),
+        get(row, table.ACTIVATION), ahead, end, get_float(row, table.LOW), get_float(row, table.HIGH),
     )  # fmt: skip
     pooled, scale = get(row, table.POOLED) + b0 * BYTES, splat(get_float(row, table.SCALE))
     for v in range(vectors):

@@ -207,9 +207,10 @@ class Plan:
     pooled: int = 0
     logits: int = 0
 
-    def bind(self, arena: int, weights: int) -> np.ndarray:
+    def bind(self, arena: int, weights: int, threads: int) -> np.ndarray:
         rows = np.zeros((len(self.rows), len(table.COLUMNS)), np.int64)
         floats = rows.view(np.float32)
+        rows[:, table.THREADS] = threads
         bases = {"arena": arena, "weights": weights}
         for number, row in enumerate(self.rows):
             for name, value in row.items():

@@ -20,8 +20,9 @@ INFINITY = np.float32(np.inf)
 
 
 def _tile(vectors):
-    @staged(void, *[int64] * 15, float32, float32)
-    def tile(code, rows, count, size, a, a_row, a_plane, units, b, bias, c, c_row, c_plane, residual, residual_plane, act, low, high):
+    @staged(int64, *[int64] * 17, float32, float32)
+    def tile(code, rows, count, size, a, a_row, a_plane, units, b, bias, c, c_row, c_plane, residual, residual_plane, act, ahead, end, low, high):
+        coming = code.variable(ahead)
         for r in code.switch(size, range(1, ROWS[vectors] + 1)):
             with code.loop(rows) as y, code.loop(count) as number:
                 moved = number * (r * BYTES)
@@ -35,7 +36,11 @@ def _tile(vectors):
                     else:
                         pa = source + unit * a_plane
                     pb = here.get()
+                    next_line = coming.get()
+                    coming.set(code.smaller(next_line + UNIT // 2 * 64, end))
                     for k in range(UNIT):
+                        if k % 2:
+                            code.prefetch(next_line, k // 2 * 64)
                         weights = [code.load(pb, (k * vectors + v) * BYTES) for v in range(vectors)]
                         for i in range(r):
                             x = code.load_splat(pa, i * BYTES + 4 * k)
@@ -56,6 +61,7 @@ def _tile(vectors):
                             else:
                                 y_ = y_ + code.load(residual + moved + v * residual_plane, i * BYTES)
                             code.store(planes[v], y_, i * BYTES)
+        return coming.get()
 
     return tile
 
@@ -63,8 +69,8 @@ def _tile(vectors):
 _tile1, _tile2, _tile3 = _tile(1), _tile(2), _tile(3)
 
 
-@native(15, 2)
-def tiles(vectors, rows, pixels, a, a_row, a_plane, units, b, bias, c, c_row, c_plane, residual, residual_plane, act, low, high):
+@native(17, 2)
+def tiles(vectors, rows, pixels, a, a_row, a_plane, units, b, bias, c, c_row, c_plane, residual, residual_plane, act, ahead, end, low, high):
     """`rows` times `pixels` rows of the product, `vectors` registers wide."""
     cap = ROWS3 if vectors == 3 else ROWS2
     n = (pixels + cap - 1) // cap
@@ -78,11 +84,11 @@ def tiles(vectors, rows, pixels, a, a_row, a_plane, units, b, bias, c, c_row, c_
         r, count = (size + 1, larger) if part == 0 else (size, n - larger)
         if count > 0:
             if vectors == 3:
-                _tile3(rows, count, r, a + at, a_row, a_plane, units, b, bias, c + at, c_row, c_plane, residual + at, residual_plane, mode, lo, hi)
+                ahead = _tile3(rows, count, r, a + at, a_row, a_plane, units, b, bias, c + at, c_row, c_plane, residual + at, residual_plane, mode, ahead, end, lo, hi)
             elif vectors == 2:
-                _tile2(rows, count, r, a + at, a_row, a_plane, units, b, bias, c + at, c_row, c_plane, residual + at, residual_plane, mode, lo, hi)
+                ahead = _tile2(rows, count, r, a + at, a_row, a_plane, units, b, bias, c + at, c_row, c_plane, residual + at, residual_plane, mode, ahead, end, lo, hi)
             else:
-                _tile1(rows, count, r, a + at, a_row, a_plane, units, b, bias, c + at, c_row, c_plane, residual + at, residual_plane, mode, lo, hi)
+                ahead = _tile1(rows, count, r, a + at, a_row, a_plane, units, b, bias, c + at, c_row, c_plane, residual + at, residual_plane, mode, ahead, end, lo, hi)
             at += r * count * BYTES
     if mode != act:
         for v in range(vectors):
@@ -92,12 +98,24 @@ def tiles(vectors, rows, pixels, a, a_row, a_plane, units, b, bias, c, c_row, c_
                     store(p, activate(act, load(p)))
 
 
-call_tiles = caller(15, 2)
+call_tiles = caller(17, 2)
 
 
 @njit(nogil=True)
 def group_start(group, groups, blocks):
     return group * blocks // groups
+
+
+@njit(nogil=True)
+def next_weights(row, task, units):
+    """Where the weights of the task that this thread will probably do next begin and end; the same address twice if none."""
+    groups, blocks, weight = get(row, table.GROUPS), get(row, table.BLOCKS), get(row, table.WEIGHT)
+    later = task + get(row, table.THREADS)
+    group = later % groups
+    if later >= get(row, table.TASKS) or group == task % groups:
+        return weight, weight
+    start = group_start(group, groups, blocks)
+    return weight + start * (units * UNIT * BYTES), weight + group_start(group + 1, groups, blocks) * (units * UNIT * BYTES)
 
 
 @native(3)
@@ -112,6 +130,7 @@ def pointwise(row, task, scratch):
     p1 = (band + 1) * pixels // bands
     units = get(row, table.UNITS)
     weight = get(row, table.WEIGHT) + b0 * (units * UNIT * BYTES)
+    ahead, end = next_weights(row, task, units)
     gates = get(row, table.GATES)
     if gates != 0:
         p = scratch
@@ -131,5 +150,5 @@ def pointwise(row, task, scratch):
     call_tiles(
         get(row, table.TILES), vectors, 1, p1 - p0, get(row, table.SOURCE) + p0 * BYTES, 0, get(row, table.SOURCE_PLANE), units, weight,
         get(row, table.BIAS) + b0 * BYTES, get(row, table.TARGET) + b0 * plane + p0 * BYTES, 0, plane, residual, plane,
-        act, get_float(row, table.LOW), get_float(row, table.HIGH),
+        act, ahead, end, get_float(row, table.LOW), get_float(row, table.HIGH),
     )  # fmt: skip

@@ -219,6 +219,16 @@ class Code:
     def store(self, address, value, offset: int = 0) -> None:
         self.builder.store(value.value, self._at(address, offset, VECTOR), align=4)
 
+    def prefetch(self, address, offset: int = 0) -> None:
+        """Asks for the cache line at that address, which need not be a valid one."""
+        kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), I32, I32, I32])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        read, keep, data = ir.Constant(I32, 0), ir.Constant(I32, 2), ir.Constant(I32, 1)  # into the L2
+        self.builder.call(function, [self._at(address, offset, I8), read, keep, data])
+
+    def smaller(self, a, b) -> Int:
+        return Int(self, self.builder.select(a.compare("<", b), a.value, b.value))
+
     def load_int(self, address, offset: int = 0) -> Int:
         return Int(self, self.builder.load(self._at(address, offset, I64), align=8, typ=I64))
 
@@ -385,6 +395,11 @@ def load_int(code, address):
 @staged(void, int64, int64)
 def store_int(code, address, value):
     code.builder.store(value.value, code._at(address, 0, I64), align=8)
+
+
+@staged(void, int64)
+def prefetch(code, address):
+    code.prefetch(address)
 
 
 @staged(float32xN, float32xN, float32xN, float32xN)

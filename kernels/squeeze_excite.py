@@ -35,7 +35,7 @@ def gates(row, task, scratch):
         to = target + b0 * BYTES
         call_tiles(
             get(row, table.TILES), vectors, 1, 1, scratch, 0, BYTES, units, weight + b0 * (units * UNIT * BYTES), shift + b0 * BYTES, to, 0, BYTES, 0, 0,
-            CLAMP, -INFINITY, INFINITY,
+            CLAMP, 0, 0, -INFINITY, INFINITY,
         )  # fmt: skip
         for v in range(vectors):
             g = gate(load(to + v * BYTES))
