@@ -14,7 +14,8 @@ from numba import njit
 from effnet_np.kernels.simd import float32, float32xN, int64, staged
 
 # What a step of the plan may ask for.
-CLAMP, SWISH, GELU, GELU_NEW, SELU, MISH = range(6)  # CLAMP: min(max(x, low), high), which is relu, relu6 and "none"
+CLAMP, SWISH, SWISH_SCALED, GELU, GELU_NEW, SELU, MISH = range(7)
+# CLAMP is min(max(x, low), high): relu, relu6 and "none". SWISH_SCALED is what swish is inside of a block, see below.
 CODES = {"swish": SWISH, "silu": SWISH, "relu": CLAMP, "relu6": CLAMP, "gelu": GELU, "gelu_new": GELU_NEW, "selu": SELU, "mish": MISH}
 CLAMPS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 
@@ -27,7 +28,7 @@ def exp2(code, t):
     """2**t lane by lane. Outside of -126..126 the result is clamped, or 0 and infinity where the CPU does that itself."""
     t, n, scale = code.round_and_scale(t)
     f = t - n
-    p = code.vector(EXP2[-1])
+    p = code.vector(EXP2[-1], t.lanes)
     for c in EXP2[-2::-1]:
         p = code.fma(p, f, c)
     return scale(p)
@@ -41,9 +42,31 @@ def sigmoid(code, x):
     return 1.0 / (1.0 + exp2(code, x * -LOG2E))
 
 
-def swish(code, x):
-    """x * sigmoid(x)"""
-    return x / (1.0 + exp2(code, x * -LOG2E))
+# Swish multiplies x by -log2(e) first. That factor can as well sit in the weights that make x, and be taken out again by the
+# weights that use the result, for those are plain sums: plan.py puts it there, and a multiplication a number is saved.
+INNER = -LOG2E
+
+
+def swish_scaled(code, t):
+    """-log2(e) * swish(x) for t = -log2(e) * x."""
+    return t / (1.0 + exp2(code, t))
+
+
+def swish(code, t):
+    """swish(x) for t = -log2(e) * x."""
+    return swish_scaled(code, t) * (1 / INNER)
+
+
+def fused(code, mode, x, low, high):
+    """The activations that kernels apply while the sum is in a register, and the number of the mode decides."""
+    if mode == SWISH_SCALED:
+        return swish_scaled(code, x)
+    if mode == SWISH:
+        return swish(code, x)
+    return code.minimum(code.maximum(x, low), high)
+
+
+FUSED = (CLAMP, SWISH, SWISH_SCALED)
 
 
 def tanh(code, x):
@@ -57,12 +80,12 @@ def gelu(code, x):
     """x/2 (1 + erf(x / sqrt 2)), erf by Abramowitz and Stegun 7.1.26, which is right to 1.5e-7."""
     z = code.absolute(x) * math.sqrt(0.5)
     t = 1.0 / code.fma(z, 0.3275911, 1.0)
-    p = code.vector(1.061405429)
+    p = code.vector(1.061405429, x.lanes)
     for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
         p = code.fma(p, t, c)
     tail = p * t * exp2(code, z * z * -LOG2E)  # erfc(|x| / sqrt 2)
     half = x * 0.5
-    return code.select(code.builder.fcmp_ordered("<", x.value, code.vector(0.0).value), half * tail, half * (2.0 - tail))
+    return code.select(code.builder.fcmp_ordered("<", x.value, code.vector(0.0, x.lanes).value), half * tail, half * (2.0 - tail))
 
 
 def gelu_new(code, x):
@@ -74,7 +97,7 @@ def gelu_new(code, x):
 def selu(code, x):
     scale, alpha = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
     negative = scale * alpha * (exp(code, code.minimum(x, 0.0)) - 1.0)
-    return code.select(code.builder.fcmp_ordered("<", x.value, code.vector(0.0).value), negative, x * scale)
+    return code.select(code.builder.fcmp_ordered("<", x.value, code.vector(0.0, x.lanes).value), negative, x * scale)
 
 
 def mish(code, x):
@@ -84,7 +107,7 @@ def mish(code, x):
     return x * n / (n + 2.0)
 
 
-FUNCTIONS = {SWISH: swish, GELU: gelu, GELU_NEW: gelu_new, SELU: selu, MISH: mish}
+FUNCTIONS = {SWISH: swish, SWISH_SCALED: swish_scaled, GELU: gelu, GELU_NEW: gelu_new, SELU: selu, MISH: mish}
 
 
 @staged(float32xN, int64, float32xN)

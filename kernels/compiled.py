@@ -62,6 +62,8 @@ class CompiledEfficientNet:
             rows[0, table.SOURCE] = x[i].ctypes.data
             self.pool(rows.ctypes.data, 0, len(rows), len(rows), scratch, plan.scratch_bytes)
             maps = tuple(self.read(m.offset, m.channels, m.pixels).reshape(m.channels, m.height, m.width) for m in plan.hidden)
+            if maps and self.weights.inner != 1:
+                maps = (maps[0] * np.float32(1 / self.weights.inner), *maps[1:])
             if self.classifies:
                 outs.append((maps, self.read(plan.logits, config.num_labels, 1)[:, 0].copy()))
             else:

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from effnet_np.kernels import table
-from effnet_np.kernels.activations import CLAMP, SWISH, activate, swish
+from effnet_np.kernels.activations import CLAMP, FUSED, SWISH_SCALED, activate, fused
 from effnet_np.kernels.native import caller, native
 from effnet_np.kernels.pointwise import UNIT, call_tiles, group_start, next_weights
 from effnet_np.kernels.simd import (
@@ -21,8 +21,8 @@ ZERO, INFINITY = np.float32(0), np.float32(np.inf)
 
 def _finish(code, sums, target, total, act, low, high):
     lo, hi = code.splat(low), code.splat(high)
-    for mode in code.switch(act, (CLAMP, SWISH)):
-        done = [swish(code, y) if mode == SWISH else code.minimum(code.maximum(y, lo), hi) for y in sums]
+    for mode in code.switch(act, FUSED):
+        done = [fused(code, mode, y, lo, hi) for y in sums]
         for column, y in enumerate(done):
             code.store(target, y, column * BYTES)
         while len(done) > 1:
@@ -90,7 +90,7 @@ def _rows(kernel, stride):
         larger = pixels - size * n
         mode, lo, hi = act, low, high
         before = load(total_at)
-        if act != CLAMP and act != SWISH:
+        if act > SWISH_SCALED:
             mode, lo, hi = CLAMP, -INFINITY, INFINITY
         done = 0
         for part in range(2):
@@ -153,7 +153,7 @@ def depthwise(row, task, scratch):
     target, target_plane = get(row, table.TARGET), get(row, table.TARGET_PLANE)
     act, low, high = get(row, table.ACTIVATION), get_float(row, table.LOW), get_float(row, table.HIGH)
 
-    ahead, end = next_weights(row, task, units)
+    ahead, end = next_weights(row, group, (task + get(row, table.THREADS)) % groups, units)
     squeeze_blocks, squeeze = get(row, table.SQUEEZE_BLOCKS), get(row, table.SQUEEZE)
     for i in range(vectors * kernel * kernel):
         prefetch(taps + (b0 * kernel * kernel + i) * BYTES)
@@ -180,7 +180,7 @@ def depthwise(row, task, scratch):
             to = rows + slot * row_bytes + left * BYTES
             if producer == table.EXPAND:
                 call_tiles(
-                    get(row, table.TILES), vectors, count, width, source + made * width * BYTES, width * BYTES, source_plane, units,
+                    get(row, table.TILES), 2 * vectors, count, width, source + made * width * BYTES, width * BYTES, source_plane, units,
                     weight, bias, to, row_bytes, plane, 0, 0, act, ahead, end, low, high,
                 )  # fmt: skip
             elif producer == table.COPY:
@@ -224,7 +224,7 @@ def depthwise(row, task, scratch):
             n = min(3, squeeze_blocks - q)
             part = squeeze + q * (blocks * WIDTH * BYTES) + b0 * (WIDTH * n * BYTES)
             call_tiles(
-                get(row, table.TILES), n, 1, 1, totals, 0, BYTES,
-                vectors * (WIDTH // UNIT), part, totals + 4 * BYTES, partial + q * BYTES, 0, BYTES, 0, 0, CLAMP, 0, 0, -INFINITY, INFINITY,
+                get(row, table.TILES), 2 * n, 1, 1, totals, 0, BYTES,
+                vectors * (WIDTH // UNIT), part, totals + 4 * BYTES, partial + q * BYTES, 0, BYTES, 0, 0, CLAMP, part, part, -INFINITY, INFINITY,
             )  # fmt: skip
             q += n

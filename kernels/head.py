@@ -20,9 +20,9 @@ def head(row, task, scratch):
         target, plane = scratch, pixels * BYTES
     else:
         target += b0 * plane
-    ahead, end = next_weights(row, task, units)
+    ahead, end = next_weights(row, task, task + get(row, table.THREADS), units)
     call_tiles(
-        get(row, table.TILES), vectors, 1, pixels, get(row, table.SOURCE), 0, get(row, table.SOURCE_PLANE), units,
+        get(row, table.TILES), 2 * vectors, 1, pixels, get(row, table.SOURCE), 0, get(row, table.SOURCE_PLANE), units,
         get(row, table.WEIGHT) + b0 * (units * UNIT * BYTES), get(row, table.BIAS) + b0 * BYTES, target, 0, plane, 0, 0,
         get(row, table.ACTIVATION), ahead, end, get_float(row, table.LOW), get_float(row, table.HIGH),
     )  # fmt: skip

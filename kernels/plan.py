@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from effnet_np.kernels import table
-from effnet_np.kernels.activations import CLAMP, CLAMPS, CODES
+from effnet_np.kernels.activations import CLAMP, CLAMPS, CODES, INNER, SWISH, SWISH_SCALED
 from effnet_np.kernels.depthwise import ANY, SPECIAL, depthwise
 from effnet_np.kernels.head import head
-from effnet_np.kernels.pointwise import UNIT, VECTORS, pointwise, tiles
+from effnet_np.kernels.pointwise import HALVES, UNIT, VECTORS, pointwise, tiles
 from effnet_np.kernels.simd import BYTES, WIDTH
 from effnet_np.kernels.squeeze_excite import gates
 from effnet_np.kernels.stem import stem, stem_row
@@ -33,18 +33,21 @@ def units_of(channels: int) -> int:
 
 
 def starts(groups: int, blocks: int) -> list[int]:
-    return [g * blocks // groups for g in range(groups + 1)]
+    return [(g * blocks + groups - 1) // groups for g in range(groups + 1)]
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
-def fold(state, conv: str, norm: str, eps: float):
-    """Weight (float64) and bias (float64) of a convolution with the batch norm behind it folded in."""
+def fold(state, conv: str, norm: str, eps: float, scale_in: float = 1.0, scale_out: float = 1.0):
+    """Weight and bias (float64) of a convolution with the batch norm behind it folded in.
+
+    The input that it will get is `scale_in` times what the network means, its output is to be `scale_out` times that.
+    """
     scale = state[norm + ".weight"].astype(np.float64) / np.sqrt(state[norm + ".running_var"].astype(np.float64) + eps)
     bias = state[norm + ".bias"] - state[norm + ".running_mean"] * scale
     weight = state[conv + ".weight"]
-    return weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), bias
+    return weight * (scale * (scale_out / scale_in)).reshape(-1, *[1] * (weight.ndim - 1)), bias * scale_out
 
 
 class Weights:
@@ -58,29 +61,34 @@ class Weights:
         prefix = "efficientnet." if any(key.startswith("efficientnet.") for key in state) else ""
         state = {key.removeprefix(prefix): value for key, value in state.items()}
         eps = config.batch_norm_eps
-        self._stem("stem", lambda: fold(state, "embeddings.convolution", "embeddings.batchnorm", eps), config.num_channels, config.stem_channels)
+        inner = INNER if CODES[config.hidden_act] == SWISH else 1.0
+        self.inner = inner
+        self._stem("stem", lambda: fold(state, "embeddings.convolution", "embeddings.batchnorm", eps, 1.0, inner), config.num_channels, config.stem_channels)
         for spec in config.blocks():
             name = f"encoder.blocks.{spec.index}."
             b, e, s = spec.index, spec.expanded_channels, spec.squeeze_channels
 
-            def folded(conv, norm, name=name):
-                return fold(state, name + conv, name + norm, eps)
+            outer = inner if b == 0 else 1.0  # the stem's output is scaled, a block's is not
+
+            def folded(conv, norm, scale_in, scale_out, name=name):
+                return fold(state, name + conv, name + norm, eps, scale_in, scale_out)
 
             if spec.expand_ratio != 1:
-                self._matrix((b, "expand"), lambda f=folded: f("expansion.expand_conv", "expansion.expand_bn"), spec.in_channels, e)
-            self._taps((b, "depthwise"), lambda f=folded: f("depthwise_conv.depthwise_conv", "depthwise_conv.depthwise_norm"), e, spec.kernel_size)
+                self._matrix((b, "expand"), lambda f=folded, o=outer: f("expansion.expand_conv", "expansion.expand_bn", o, inner), spec.in_channels, e)
+            before = outer if spec.expand_ratio == 1 else inner
+            self._taps((b, "depthwise"), lambda f=folded, i=before: f("depthwise_conv.depthwise_conv", "depthwise_conv.depthwise_norm", i, inner), e, spec.kernel_size)
             if s:
                 se = name + "squeeze_excite."
 
-                def dense(layer, se=se):
-                    return state[se + layer + ".weight"], state[se + layer + ".bias"]
+                def dense(layer, scale_in=1.0, scale_out=1.0, se=se):
+                    return state[se + layer + ".weight"] * np.float32(scale_out / scale_in), state[se + layer + ".bias"] * np.float32(scale_out)
 
                 rows = blocks_of(e) * WIDTH
-                self._matrix((b, "reduce"), lambda d=dense: d("reduce"), e, s, rows=rows, in_order=True)
+                self._matrix((b, "reduce"), lambda d=dense: d("reduce", inner, inner), e, s, rows=rows, in_order=True)
                 self._matrix((b, "gate"), lambda d=dense: d("expand"), s, e)
-            self._matrix((b, "project"), lambda f=folded: f("projection.project_conv", "projection.project_bn"), e, spec.out_channels)
+            self._matrix((b, "project"), lambda f=folded: f("projection.project_conv", "projection.project_bn", inner, 1.0), e, spec.out_channels)
         last = config.blocks()[-1].out_channels
-        self._matrix("head", lambda: fold(state, "encoder.top_conv", "encoder.top_bn", eps), last, config.head_channels)
+        self._matrix("head", lambda: fold(state, "encoder.top_conv", "encoder.top_bn", eps, 1.0, inner), last, config.head_channels)
         self.classifier = "classifier.weight" in state
         if self.classifier:
             self._matrix("classifier", lambda: (state["classifier.weight"], state["classifier.bias"]), config.hidden_dim, config.num_labels)
@@ -232,6 +240,8 @@ class Planner:
         self.activation = {"ACTIVATION": CODES[config.hidden_act]}
         low, high = CLAMPS.get(config.hidden_act, (0.0, 0.0))
         self.activation |= {"LOW": low, "HIGH": high}
+        inside = SWISH_SCALED if CODES[config.hidden_act] == SWISH else CODES[config.hidden_act]
+        self.inside = self.activation | {"ACTIVATION": inside}
         self._build(height, width, keep_last)
 
     def at(self, name) -> At:
@@ -298,7 +308,7 @@ class Planner:
         self.step(
             "stem", 2 * 9 * self.config.num_channels * target.channels * target.pixels,
             FUNCTION=stem.address, TILES=tiles.address, TASKS=groups * bands, GROUPS=groups, BLOCKS=blocks, BANDS=bands, HEIGHT=target.height, ROWS=stem_row.address,
-            WIDTH_=target.width, TARGET=At("arena", target.offset), TARGET_PLANE=target.plane, **columns, **self.activation,
+            WIDTH_=target.width, TARGET=At("arena", target.offset), TARGET_PLANE=target.plane, **columns, **self.inside,
         )  # fmt: skip
 
     def _block(self, spec, source: Plane, target: Plane, expanded: int, image):
@@ -350,7 +360,7 @@ class Planner:
             ROWS=SPECIAL.get((k, stride), ANY).address, STEM=stem_row.address, LIST=listed,
             CHUNK=chunk, RING=ring, ROW=row, LEAD=lead, TAPS=self.at((spec.index, "depthwise")),
             SHIFT=self.at(((spec.index, "depthwise"), "bias")), TARGET=At("arena", middle.offset), TARGET_PLANE=middle.plane,
-            **producer, **squeeze, **self.activation,
+            **producer, **squeeze, **self.inside,
         )  # fmt: skip
 
         out_blocks = blocks_of(target.channels)
@@ -373,7 +383,9 @@ class Planner:
                 **scaled, **self.activation,
             )  # fmt: skip
         units = units_of(e)
-        more = {}
+        more = {"HALF": int(HALVES and 0 < target.channels % WIDTH <= WIDTH // 2 and target.channels > WIDTH // 2 and out_blocks > 1)}
+        if out_blocks == starts(out_groups, out_blocks)[-2] + 1:
+            more["HALF"] = 0  # a tile of half a register does not exist
         if s and not scale_pixels:
             more["GATES"] = At("arena", gate_at)
             self.scratch(units * UNIT * VECTORS * BYTES)

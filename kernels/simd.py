@@ -79,6 +79,11 @@ class Float32VectorModel(models.PrimitiveModel):
 # -- values that exist while code is written --------------------------------------------------------------------------
 
 
+def _indices(lanes):
+    lanes = list(lanes)
+    return ir.Constant(ir.VectorType(I32, len(lanes)), lanes)
+
+
 class Int:
     """A 64-bit whole number of the running program: an address, a count, an index."""
 
@@ -124,13 +129,31 @@ class Int:
 
 
 class Vector:
-    """A register of WIDTH float32 numbers. Operators work lane by lane; a Python number stands for WIDTH copies of it."""
+    """A register of float32 numbers, WIDTH of them, or half as many.
+
+    Operators work lane by lane; a Python number stands for a register full of it.
+    """
 
     def __init__(self, code: Code, value):
         self.code, self.value = code, value
 
+    @property
+    def lanes(self) -> int:
+        return self.value.type.count
+
+    def low_half(self) -> Vector:
+        """The first half of the lanes: the same register under another name, so it costs nothing."""
+        half = list(range(self.lanes // 2))
+        nothing = ir.Constant(self.value.type, ir.Undefined)
+        return Vector(self.code, self.code.builder.shuffle_vector(self.value, nothing, _indices(half)))
+
+    def widened(self) -> Vector:
+        """Twice the lanes, the new ones zero."""
+        zero = ir.Constant(self.value.type, None)
+        return Vector(self.code, self.code.builder.shuffle_vector(self.value, zero, _indices(range(2 * self.lanes))))
+
     def _binary(self, opcode, other, swap=False):
-        left, right = self.value, self.code.vector(other).value
+        left, right = self.value, self.code.vector(other, self.lanes).value
         if swap:
             left, right = right, left
         return Vector(self.code, getattr(self.code.builder, opcode)(left, right))
@@ -186,10 +209,10 @@ class Code:
     def int(self, value) -> Int:
         return value if isinstance(value, Int) else Int(self, ir.Constant(I64, int(value)))
 
-    def vector(self, value) -> Vector:
+    def vector(self, value, lanes: int = WIDTH) -> Vector:
         if isinstance(value, Vector):
             return value
-        return Vector(self, ir.Constant(VECTOR, [float(np.float32(value))] * WIDTH))
+        return Vector(self, ir.Constant(ir.VectorType(F32, lanes), [float(np.float32(value))] * lanes))
 
     def splat(self, scalar) -> Vector:
         """WIDTH copies of one float32 of the running program."""
@@ -209,15 +232,16 @@ class Code:
             pointer = self.builder.gep(pointer, [ir.Constant(I64, offset)], source_etype=I8)
         return self.builder.bitcast(pointer, kind.as_pointer())
 
-    def load(self, address, offset: int = 0) -> Vector:
-        return Vector(self, self.builder.load(self._at(address, offset, VECTOR), align=4, typ=VECTOR))
+    def load(self, address, offset: int = 0, lanes: int = WIDTH) -> Vector:
+        kind = ir.VectorType(F32, lanes)
+        return Vector(self, self.builder.load(self._at(address, offset, kind), align=4, typ=kind))
 
     def load_splat(self, address, offset: int = 0) -> Vector:
         """WIDTH copies of the float32 at the address."""
         return self.splat(self.builder.load(self._at(address, offset, F32), align=4, typ=F32))
 
     def store(self, address, value, offset: int = 0) -> None:
-        self.builder.store(value.value, self._at(address, offset, VECTOR), align=4)
+        self.builder.store(value.value, self._at(address, offset, value.value.type), align=4)
 
     def prefetch(self, address, offset: int = 0) -> None:
         """Asks for the cache line at that address, which need not be a valid one."""
@@ -240,26 +264,27 @@ class Code:
 
     def fma(self, a, b, c) -> Vector:
         """a * b + c: one instruction where the CPU has it, two where it has not."""
-        a, b, c = self.vector(a), self.vector(b), self.vector(c)
-        return Vector(self, self._call(f"llvm.fmuladd.v{WIDTH}f32", VECTOR, a.value, b.value, c.value))
+        lanes = max(v.lanes for v in (a, b, c) if isinstance(v, Vector))
+        a, b, c = (self.vector(v, lanes) for v in (a, b, c))
+        return Vector(self, self._call(f"llvm.fmuladd.v{lanes}f32", a.value.type, a.value, b.value, c.value))
 
     def maximum(self, x, limit) -> Vector:
         """The larger of the two lane by lane; where x is NaN, NaN."""
-        x, limit = self.vector(x), self.vector(limit)
+        limit = self.vector(limit, x.lanes)
         return self.select(self.builder.fcmp_ordered(">", limit.value, x.value), limit, x)
 
     def minimum(self, x, limit) -> Vector:
-        x, limit = self.vector(x), self.vector(limit)
+        limit = self.vector(limit, x.lanes)
         return self.select(self.builder.fcmp_ordered("<", limit.value, x.value), limit, x)
 
     def select(self, condition, if_true, if_false) -> Vector:
-        return Vector(self, self.builder.select(condition, self.vector(if_true).value, self.vector(if_false).value))
+        return Vector(self, self.builder.select(condition, if_true.value, if_false.value))
 
     def absolute(self, x) -> Vector:
-        return Vector(self, self._call(f"llvm.fabs.v{WIDTH}f32", VECTOR, x.value))
+        return Vector(self, self._call(f"llvm.fabs.v{x.lanes}f32", x.value.type, x.value))
 
     def copysign(self, x, sign) -> Vector:
-        return Vector(self, self._call(f"llvm.copysign.v{WIDTH}f32", VECTOR, x.value, sign.value))
+        return Vector(self, self._call(f"llvm.copysign.v{x.lanes}f32", x.value.type, x.value, sign.value))
 
     def round_and_scale(self, t):
         """For t lane by lane: (t, n, scale), n the nearest whole number and scale(p) = p * 2**n.
@@ -268,22 +293,26 @@ class Code:
         1.5 * 2**23, which leaves it in the low bits of the sum, from where it is added to the exponent of p; t is
         clamped to what an exponent can hold.
         """
+        lanes, kind = t.lanes, t.value.type
         if AVX512 and X86:
-            everything, nearest = ir.Constant(ir.IntType(16), -1), ir.Constant(I32, 0)
-            zero, as_is = ir.Constant(VECTOR, None), ir.Constant(I32, 4)
-            n = self._call("llvm.x86.avx512.mask.rndscale.ps.512", VECTOR, t.value, nearest, zero, everything, as_is)
+            everything, nearest = ir.Constant(ir.IntType(max(8, lanes)), -1), ir.Constant(I32, 0)
+            zero = ir.Constant(kind, None)
+            rounding = [ir.Constant(I32, 4)] if lanes == 16 else []  # "as is", which only the widest form is told
+            name = f"llvm.x86.avx512.mask.{{}}.ps.{32 * lanes}"
+            n = self._call(name.format("rndscale"), kind, t.value, nearest, zero, everything, *rounding)
 
             def scale(p):
-                return Vector(self, self._call("llvm.x86.avx512.mask.scalef.ps.512", VECTOR, p.value, n, zero, everything, as_is))
+                return Vector(self, self._call(name.format("scalef"), kind, p.value, n, zero, everything, *rounding))
 
             return t, Vector(self, n), scale
         magic = 1.5 * 2**23
+        integers = ir.VectorType(I32, lanes)
         t = self.minimum(self.maximum(t, -126.0), 126.0)
         shifted = t + magic
 
         def scale(p):
-            bits = self.builder.shl(self.builder.bitcast(shifted.value, INTEGERS), ir.Constant(INTEGERS, [23] * WIDTH))
-            return Vector(self, self.builder.bitcast(self.builder.add(self.builder.bitcast(p.value, INTEGERS), bits), VECTOR))
+            bits = self.builder.shl(self.builder.bitcast(shifted.value, integers), ir.Constant(integers, [23] * lanes))
+            return Vector(self, self.builder.bitcast(self.builder.add(self.builder.bitcast(p.value, integers), bits), kind))
 
         return t, shifted - magic, scale
 

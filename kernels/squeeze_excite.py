@@ -34,8 +34,8 @@ def gates(row, task, scratch):
         vectors = group_start(group + 1, groups, blocks) - b0
         to = target + b0 * BYTES
         call_tiles(
-            get(row, table.TILES), vectors, 1, 1, scratch, 0, BYTES, units, weight + b0 * (units * UNIT * BYTES), shift + b0 * BYTES, to, 0, BYTES, 0, 0,
-            CLAMP, 0, 0, -INFINITY, INFINITY,
+            get(row, table.TILES), 2 * vectors, 1, 1, scratch, 0, BYTES, units, weight + b0 * (units * UNIT * BYTES), shift + b0 * BYTES, to, 0, BYTES, 0, 0,
+            CLAMP, weight, weight, -INFINITY, INFINITY,
         )  # fmt: skip
         for v in range(vectors):
             g = gate(load(to + v * BYTES))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from effnet_np.kernels import table
-from effnet_np.kernels.activations import CLAMP, SWISH, activate, swish
+from effnet_np.kernels.activations import CLAMP, FUSED, SWISH_SCALED, activate, fused
 from effnet_np.kernels.native import caller, native
 from effnet_np.kernels.pointwise import INFINITY, group_start
 from effnet_np.kernels.simd import BYTES, REGISTERS, WIDTH, float32, int64, load, load_scalar, staged, store, store_scalar, void
@@ -34,11 +34,11 @@ def _tile(vectors):
                                     sums[o][v].set(code.fma(x, weights[v], sums[o][v].get()))
                 lo, hi = code.splat(low), code.splat(high)
                 target = c + number * (r * BYTES)
-                for mode in code.switch(act, (CLAMP, SWISH)):
+                for mode in code.switch(act, FUSED):
                     for v in range(vectors):
                         for o in range(r):
                             y = sums[o][v].get()
-                            y = swish(code, y) if mode == SWISH else code.minimum(code.maximum(y, lo), hi)
+                            y = fused(code, mode, y, lo, hi)
                             code.store(target + c_plane * v, y, o * BYTES)
 
     return tile
@@ -71,7 +71,7 @@ def stem_row(row, r, b0, vectors, scratch, target, plane):
     size = pixels // n
     larger = pixels - size * n
     mode, lo, hi = act, low, high
-    if act != CLAMP and act != SWISH:
+    if act > SWISH_SCALED:
         mode, lo, hi = CLAMP, -INFINITY, INFINITY
     weight = get(row, table.WEIGHT) + b0 * (channels * 9 * BYTES)
     bias = get(row, table.EXPAND_BIAS) + b0 * BYTES
