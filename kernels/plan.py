@@ -172,6 +172,33 @@ class Weights:
         self._reserve((name, "bias"), blocks * WIDTH, fill_bias)
 
 
+# -- how a step is cut into tasks ---------------------------------------------------------------------------------------
+
+
+def makespan(tasks: list[float], threads: int) -> float:
+    """When the last of the tasks is done, if each thread takes the next one whenever it is free."""
+    free = [0.0] * threads
+    for cost in tasks:
+        first = min(range(threads), key=free.__getitem__)
+        free[first] += cost
+    return max(free)
+
+
+def best_bands(most: int, tasks_for) -> int:
+    """How many bands to cut into: more give every thread its share, but each costs something. `tasks_for(bands)`: costs.
+
+    The answer must not depend on the number of threads, because sums over a band are added up band by band and the
+    result is to be the same for any number. So it is the one that is good for one, two, four and eight.
+    """
+    best, best_cost = 1, math.inf
+    for bands in range(1, most + 1):
+        tasks = tasks_for(bands)
+        cost = sum(weight * threads * makespan(tasks, threads) for threads, weight in ((1, 1.0), (2, 1.0), (4, 0.5), (8, 0.25)))
+        if cost < best_cost * 0.999:
+            best, best_cost = bands, cost
+    return best
+
+
 # -- the plan ---------------------------------------------------------------------------------------------------------
 
 
@@ -338,7 +365,20 @@ class Planner:
         lead = left - before
         span = max(lead + (middle.width - 1) * stride + k, left + source.width)
         row = span * BYTES
-        bands = max(1, min(-(-8 // groups), middle.height // 8))
+        edges = starts(groups, blocks)
+        sizes = [b1 - b0 for b0, b1 in zip(edges, edges[1:], strict=False)]
+        made = (units_of(spec.in_channels) * UNIT if expand else 27 if image else 0) + 10  # cycles a vector of input and of output
+        used = k * k + 9
+
+        def tasks_for(bands):
+            tasks = []
+            for band in range(bands):
+                y0, y1 = band * middle.height // bands, (band + 1) * middle.height // bands
+                rows_in = min(source.height, (y1 - 1) * stride - before + k) - max(0, y0 * stride - before)
+                tasks += [size * (rows_in * source.width * made + (y1 - y0) * middle.width * used) + 1000 for size in sizes]
+            return tasks
+
+        bands = best_bands(min(middle.height, 16), tasks_for)
         most = -(-middle.height // bands)
         chunk = int((RING_BYTES / (vectors * row) - (k - stride)) // stride)
         chunk = max(1, min(most, chunk))
@@ -365,8 +405,21 @@ class Planner:
 
         out_blocks = blocks_of(target.channels)
         out_groups = groups_of(out_blocks)
-        out_bands = max(1, min(-(-16 // out_groups), middle.pixels // 96))
-        scale_pixels = s and middle.pixels <= target.channels * out_bands
+        edges = starts(out_groups, out_blocks)
+        out_sizes = [b1 - b0 for b0, b1 in zip(edges, edges[1:], strict=False)]
+        depth = units_of(e) * UNIT
+
+        def out_tasks_for(bands, folding=3.0):  # three cycles to fold a gate into a register of weights
+            return [
+                size * depth * ((band + 1) * middle.pixels // bands - band * middle.pixels // bands + folding) + 500
+                for size in out_sizes for band in range(bands)
+            ]
+
+        most = min(16, max(1, middle.pixels // 24))
+        out_bands = best_bands(most, out_tasks_for)
+        scale_pixels = s and middle.pixels * blocks * 2.5 < out_bands * depth * out_blocks * 2.5
+        if scale_pixels:
+            out_bands = best_bands(most, lambda bands: out_tasks_for(bands, 0.0))
         if s:
             panels = groups_of(blocks)
             gate_tasks = min(panels, 8)
