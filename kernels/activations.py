@@ -12,12 +12,7 @@ import math
 from numba import njit
 
 from effnet_np.kernels.simd import float32, float32xN, int64, staged
-
-# What a step of the plan may ask for.
-CLAMP, SWISH, SWISH_SCALED, GELU, GELU_NEW, SELU, MISH = range(7)
-# CLAMP is min(max(x, low), high): relu, relu6 and "none". SWISH_SCALED is what swish is inside of a block, see below.
-CODES = {"swish": SWISH, "silu": SWISH, "relu": CLAMP, "relu6": CLAMP, "gelu": GELU, "gelu_new": GELU_NEW, "selu": SELU, "mish": MISH}
-CLAMPS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+from effnet_np.kernels.table import CLAMP, GELU, GELU_NEW, MISH, SELU, SWISH
 
 # 2**f on [-1/2, 1/2] to 2.6e-6 relative: the polynomial of degree 4 whose largest relative error is smallest.
 EXP2 = (0.9999992614437773, 0.6931218146828059, 0.2402474483031089, 0.055917860761546305, 0.009570101967668544)
@@ -44,36 +39,11 @@ def sigmoid(code, x):
 
 # Swish multiplies x by -log2(e) first. That factor can as well sit in the weights that make x, and be taken out again by the
 # weights that use the result, for those are plain sums: plan.py puts it there, and a multiplication a number is saved.
-INNER = -LOG2E
-
-
-def swish_scaled(code, t):
-    """-log2(e) * swish(x) for t = -log2(e) * x."""
-    return t / (1.0 + exp2(code, t))
 
 
 def swish(code, t):
-    """swish(x) for t = -log2(e) * x."""
-    return swish_scaled(code, t) * (1 / INNER)
-
-
-def fused(code, mode, x, low, high):
-    """The activations that kernels apply while the sum is in a register, and the number of the mode decides."""
-    if mode == SWISH_SCALED:
-        return swish_scaled(code, x)
-    if mode == SWISH:
-        return swish(code, x)
-    return code.minimum(code.maximum(x, low), high)
-
-
-FUSED = (CLAMP, SWISH, SWISH_SCALED)
-
-
-def tanh(code, x):
-    """Through exp(-2|x|), which never overflows."""
-    e = exp2(code, code.absolute(x) * (-2 * LOG2E))
-    y = (1.0 - e) / (1.0 + e)
-    return code.copysign(y, x)
+    """-log2(e) * swish(x) for t = -log2(e) * x."""
+    return t / (1.0 + exp2(code, t))
 
 
 def gelu(code, x):
@@ -107,7 +77,14 @@ def mish(code, x):
     return x * n / (n + 2.0)
 
 
-FUNCTIONS = {SWISH: swish, SWISH_SCALED: swish_scaled, GELU: gelu, GELU_NEW: gelu_new, SELU: selu, MISH: mish}
+FUSED = (CLAMP, SWISH)  # applied to sums while they are in registers; the others in a second pass over what was stored
+
+
+def fused(code, mode, x, low, high):
+    return swish(code, x) if mode == SWISH else code.minimum(code.maximum(x, low), high)
+
+
+FUNCTIONS = {SWISH: swish, GELU: gelu, GELU_NEW: gelu_new, SELU: selu, MISH: mish}
 
 
 @staged(float32xN, int64, float32xN)

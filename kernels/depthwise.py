@@ -6,14 +6,13 @@ import numpy as np
 from numba import njit
 
 from effnet_np.kernels import table
-from effnet_np.kernels.activations import CLAMP, FUSED, SWISH_SCALED, activate, fused
+from effnet_np.kernels.activations import FUSED, activate, fused
 from effnet_np.kernels.native import caller, native
-from effnet_np.kernels.pointwise import UNIT, call_tiles, group_start, next_weights
-from effnet_np.kernels.simd import (
-    BYTES, REGISTERS, WIDTH, float32, int64, load, prefetch, splat, staged, store, store_int, void,
-)  # fmt: skip
+from effnet_np.kernels.pointwise import call_tiles, group_start, next_weights
+from effnet_np.kernels.simd import float32, get, get_float, int64, load, prefetch, splat, staged, store, store_int, void
 from effnet_np.kernels.stem import call_stem_row
-from effnet_np.kernels.table import get, get_float
+from effnet_np.kernels.table import CLAMP, SWISH
+from effnet_np.kernels.target import BYTES, REGISTERS, UNIT, WIDTH
 
 COLUMNS = 8 if REGISTERS == 32 else 4
 ZERO, INFINITY = np.float32(0), np.float32(np.inf)
@@ -90,7 +89,7 @@ def _rows(kernel, stride):
         larger = pixels - size * n
         mode, lo, hi = act, low, high
         before = load(total_at)
-        if act > SWISH_SCALED:
+        if act > SWISH:
             mode, lo, hi = CLAMP, -INFINITY, INFINITY
         done = 0
         for part in range(2):
@@ -112,12 +111,12 @@ def _rows(kernel, stride):
                     total = total + value
             store(total_at, total)
 
-    rows_of.__name__ = rows_of.__qualname__ = f"depthwise_rows_{kernel}_{stride}" if kernel else "depthwise_rows_any"
+    rows_of.__name__ = rows_of.__qualname__ = table.depthwise_rows_name(kernel, stride)
     return native(12, 2)(rows_of)
 
 
-SPECIAL = {(kernel, stride): _rows(kernel, stride) for kernel in (3, 5) for stride in (1, 2)}
-ANY = _rows(0, 0)
+for _kernel, _stride in [*sorted(table.SPECIAL), (0, 0)]:
+    _rows(_kernel, _stride)
 call_rows = caller(12, 2)
 
 

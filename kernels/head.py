@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from effnet_np.kernels import table
 from effnet_np.kernels.native import native
-from effnet_np.kernels.pointwise import UNIT, call_tiles, group_start, next_weights
-from effnet_np.kernels.simd import BYTES, load, maximum, splat, store
-from effnet_np.kernels.table import get, get_float
+from effnet_np.kernels.pointwise import call_tiles, group_start, next_weights
+from effnet_np.kernels.simd import get, get_float, load, maximum, splat, store
+from effnet_np.kernels.target import BYTES, UNIT
+
+ZERO = np.float32(0)
 
 
 @native(3)
@@ -26,15 +30,12 @@ def head(row, task, scratch):
         get(row, table.WEIGHT) + b0 * (units * UNIT * BYTES), get(row, table.BIAS) + b0 * BYTES, target, 0, plane, 0, 0,
         get(row, table.ACTIVATION), ahead, end, get_float(row, table.LOW), get_float(row, table.HIGH),
     )  # fmt: skip
-    pooled, scale = get(row, table.POOLED) + b0 * BYTES, splat(get_float(row, table.SCALE))
+    pooled, scale, rescale = get(row, table.POOLED) + b0 * BYTES, get_float(row, table.SCALE), get_float(row, table.RESCALE)
     for v in range(vectors):
         at = target + v * plane
-        total = load(at)
-        if get(row, table.POOL) == 0:
-            for i in range(1, pixels):
-                total = total + load(at + i * BYTES)
-            total = total * scale
-        else:
-            for i in range(1, pixels):
-                total = maximum(total, load(at + i * BYTES))
-        store(pooled + v * BYTES, total)
+        total = splat(ZERO)
+        for i in range(pixels):
+            y = load(at + i * BYTES) * splat(rescale)
+            store(at + i * BYTES, y)
+            total = maximum(total, y) if get(row, table.POOL) == table.MAX and i > 0 else total + y
+        store(pooled + v * BYTES, total * splat(scale))

@@ -8,13 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from effnet_np.kernels import table
-from effnet_np.kernels.activations import CLAMP, CLAMPS, CODES, INNER, SWISH, SWISH_SCALED
-from effnet_np.kernels.depthwise import ANY, SPECIAL, depthwise
-from effnet_np.kernels.head import head
-from effnet_np.kernels.pointwise import HALVES, UNIT, VECTORS, pointwise, tiles
-from effnet_np.kernels.simd import BYTES, WIDTH
-from effnet_np.kernels.squeeze_excite import gates
-from effnet_np.kernels.stem import stem, stem_row
+from effnet_np.kernels.table import CLAMP, CLAMPS, CODES, INNER, SWISH, depthwise_rows_name
+from effnet_np.kernels.target import BYTES, HALVES, UNIT, VECTORS, WIDTH
 
 ALIGN = 64
 RING_BYTES = 384 * 1024
@@ -85,7 +80,7 @@ class Weights:
 
                 rows = blocks_of(e) * WIDTH
                 self._matrix((b, "reduce"), lambda d=dense: d("reduce", inner, inner), e, s, rows=rows, in_order=True)
-                self._matrix((b, "gate"), lambda d=dense: d("expand"), s, e)
+                self._matrix((b, "gate"), lambda d=dense: d("expand", inner), s, e)
             self._matrix((b, "project"), lambda f=folded: f("projection.project_conv", "projection.project_bn", inner, 1.0), e, spec.out_channels)
         last = config.blocks()[-1].out_channels
         self._matrix("head", lambda: fold(state, "encoder.top_conv", "encoder.top_bn", eps, 1.0, inner), last, config.head_channels)
@@ -240,10 +235,10 @@ class Plan:
     scratch_bytes: int = 0
     last: Plane | None = None
     pooled: int = 0
-    logits: int = 0
+    logits: int | None = None
 
-    def bind(self, arena: int, weights: int, threads: int) -> np.ndarray:
-        rows = np.zeros((len(self.rows), len(table.COLUMNS)), np.int64)
+    def bind(self, arena: int, weights: int, functions: dict[str, int], threads: int) -> np.ndarray:
+        rows = np.zeros((len(self.rows), len(table.NAMES)), np.int64)
         floats = rows.view(np.float32)
         rows[:, table.THREADS] = threads
         bases = {"arena": arena, "weights": weights}
@@ -252,6 +247,8 @@ class Plan:
                 column = getattr(table, name)
                 if isinstance(value, At):
                     rows[number, column] = bases[value.base] + value.offset
+                elif isinstance(value, str):
+                    rows[number, column] = functions[value]
                 elif isinstance(value, float):
                     floats[number, 2 * column] = value
                 else:
@@ -267,8 +264,6 @@ class Planner:
         self.activation = {"ACTIVATION": CODES[config.hidden_act]}
         low, high = CLAMPS.get(config.hidden_act, (0.0, 0.0))
         self.activation |= {"LOW": low, "HIGH": high}
-        inside = SWISH_SCALED if CODES[config.hidden_act] == SWISH else CODES[config.hidden_act]
-        self.inside = self.activation | {"ACTIVATION": inside}
         self._build(height, width, keep_last)
 
     def at(self, name) -> At:
@@ -334,8 +329,8 @@ class Planner:
         self.scratch(self.stem_scratch)
         self.step(
             "stem", 2 * 9 * self.config.num_channels * target.channels * target.pixels,
-            FUNCTION=stem.address, TILES=tiles.address, TASKS=groups * bands, GROUPS=groups, BLOCKS=blocks, BANDS=bands, HEIGHT=target.height, ROWS=stem_row.address,
-            WIDTH_=target.width, TARGET=At("arena", target.offset), TARGET_PLANE=target.plane, **columns, **self.inside,
+            FUNCTION="stem", TILES="tiles", TASKS=groups * bands, GROUPS=groups, BLOCKS=blocks, BANDS=bands, HEIGHT=target.height, ROWS="stem_row",
+            WIDTH_=target.width, TARGET=At("arena", target.offset), TARGET_PLANE=target.plane, **columns, **self.activation,
         )  # fmt: skip
 
     def _block(self, spec, source: Plane, target: Plane, expanded: int, image):
@@ -395,12 +390,12 @@ class Planner:
             squeeze = {"SQUEEZE": self.at((spec.index, "reduce")), "SQUEEZE_BLOCKS": sb, "PARTIAL": At("arena", partial)}
         self.step(
             "depthwise" if not expand else "expand+depthwise", flops,
-            FUNCTION=depthwise.address, TILES=tiles.address, TASKS=tasks, GROUPS=groups, BLOCKS=blocks, BANDS=bands, KERNEL=k, STRIDE=stride, PAD=before,
+            FUNCTION="depthwise", TILES="tiles", TASKS=tasks, GROUPS=groups, BLOCKS=blocks, BANDS=bands, KERNEL=k, STRIDE=stride, PAD=before,
             HEIGHT=source.height, WIDTH_=source.width, OUT_HEIGHT=middle.height, OUT_WIDTH=middle.width,
-            ROWS=SPECIAL.get((k, stride), ANY).address, STEM=stem_row.address, LIST=listed,
+            ROWS=depthwise_rows_name(k, stride), STEM="stem_row", LIST=listed,
             CHUNK=chunk, RING=ring, ROW=row, LEAD=lead, TAPS=self.at((spec.index, "depthwise")),
             SHIFT=self.at(((spec.index, "depthwise"), "bias")), TARGET=At("arena", middle.offset), TARGET_PLANE=middle.plane,
-            **producer, **squeeze, **self.inside,
+            **producer, **squeeze, **self.activation,
         )  # fmt: skip
 
         out_blocks = blocks_of(target.channels)
@@ -429,7 +424,7 @@ class Planner:
                 scaled = {"SOURCE": At("arena", middle.offset), "SOURCE_PLANE": middle.plane, "PIXELS": middle.pixels}
             self.step(
                 "squeeze-excite", 4 * s * e,
-                FUNCTION=gates.address, TILES=tiles.address, TASKS=gate_tasks, BANDS=gate_tasks, GROUPS=panels, BLOCKS=blocks, UNITS=units_of(s),
+                FUNCTION="gates", TILES="tiles", TASKS=gate_tasks, BANDS=gate_tasks, GROUPS=panels, BLOCKS=blocks, UNITS=units_of(s),
                 PARTIAL=At("arena", partial), PARTIALS=tasks, SQUEEZE_BLOCKS=blocks_of(s),
                 BIAS=self.at(((spec.index, "reduce"), "bias")), WEIGHT=self.at((spec.index, "gate")),
                 SHIFT=self.at(((spec.index, "gate"), "bias")), GATES=At("arena", gate_at), SCALE=1.0 / middle.pixels,
@@ -446,7 +441,7 @@ class Planner:
             more["RESIDUAL"] = At("arena", source.offset)
         self.step(
             "project", 2 * e * target.channels * target.pixels,
-            FUNCTION=pointwise.address, TILES=tiles.address, TASKS=out_groups * out_bands, GROUPS=out_groups, BANDS=out_bands, BLOCKS=out_blocks,
+            FUNCTION="pointwise", TILES="tiles", TASKS=out_groups * out_bands, GROUPS=out_groups, BANDS=out_bands, BLOCKS=out_blocks,
             PIXELS=middle.pixels, UNITS=units, SOURCE=At("arena", middle.offset), SOURCE_PLANE=middle.plane,
             WEIGHT=self.at((spec.index, "project")), BIAS=self.at(((spec.index, "project"), "bias")),
             TARGET=At("arena", target.offset), TARGET_PLANE=target.plane, ACTIVATION=CLAMP, LOW=-math.inf, HIGH=math.inf, **more,
@@ -464,9 +459,10 @@ class Planner:
         self.scratch(VECTORS * source.plane)
         self.step(
             "head", 2 * source.channels * config.head_channels * source.pixels,
-            FUNCTION=head.address, TILES=tiles.address, TASKS=groups, GROUPS=groups, BLOCKS=blocks, PIXELS=source.pixels, UNITS=units_of(source.channels),
+            FUNCTION="head", TILES="tiles", TASKS=groups, GROUPS=groups, BLOCKS=blocks, PIXELS=source.pixels, UNITS=units_of(source.channels),
             SOURCE=At("arena", source.offset), SOURCE_PLANE=source.plane, WEIGHT=self.at("head"), BIAS=self.at(("head", "bias")),
-            POOL=int(config.pooling_type == "max"), POOLED=At("arena", plan.pooled), SCALE=1.0 / source.pixels,
+            POOL=table.MAX if config.pooling_type == "max" else table.MEAN, POOLED=At("arena", plan.pooled),
+            SCALE=1.0 if config.pooling_type == "max" else 1.0 / source.pixels, RESCALE=1.0 / self.weights.inner,
             **more, **self.activation,
         )  # fmt: skip
         if self.weights.classifier:
@@ -474,7 +470,7 @@ class Planner:
             plan.logits = self.reserve(blocks * BYTES)
             self.step(
                 "classifier", 2 * config.hidden_dim * config.num_labels,
-                FUNCTION=pointwise.address, TILES=tiles.address, TASKS=groups_of(blocks), GROUPS=groups_of(blocks), BANDS=1, BLOCKS=blocks, PIXELS=1,
+                FUNCTION="pointwise", TILES="tiles", TASKS=groups_of(blocks), GROUPS=groups_of(blocks), BANDS=1, BLOCKS=blocks, PIXELS=1,
                 UNITS=units_of(config.hidden_dim), SOURCE=At("arena", plan.pooled), SOURCE_PLANE=BYTES,
                 WEIGHT=self.at("classifier"), BIAS=self.at(("classifier", "bias")), TARGET=At("arena", plan.logits), TARGET_PLANE=BYTES,
                 ACTIVATION=CLAMP, LOW=-math.inf, HIGH=math.inf,

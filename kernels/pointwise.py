@@ -6,15 +6,15 @@ import numpy as np
 from numba import njit
 
 from effnet_np.kernels import table
-from effnet_np.kernels.activations import CLAMP, FUSED, SWISH_SCALED, activate, fused
+from effnet_np.kernels.activations import FUSED, activate, fused
 from effnet_np.kernels.native import caller, native
-from effnet_np.kernels.simd import BYTES, REGISTERS, WIDTH, float32, int64, load, load_splat, staged, store, void
-from effnet_np.kernels.table import get, get_float
+from effnet_np.kernels.simd import float32, get, get_float, int64, load, load_splat, staged, store, void
+from effnet_np.kernels.table import CLAMP, SWISH
+from effnet_np.kernels.target import BYTES, HALVES, REGISTERS, UNIT, WIDTH
 
-UNIT = min(8, WIDTH)
-VECTORS = 3
 # The widths of a tile, in half registers, and how many rows of sums fit in the registers beside the weights.
 ROWS = {6: 8, 5: 8, 4: 12, 3: 12, 2: 12} if REGISTERS == 32 else {6: 4, 4: 6, 2: 6}
+ROWS_WIDE, ROWS_NARROW = ROWS[6], ROWS[4]
 RESIDUAL = 99
 HALVES = WIDTH == 16  # half registers are worth it where a register is so wide
 ROWS_WIDE, ROWS_NARROW = ROWS[6], ROWS[4]
@@ -84,7 +84,7 @@ def tiles(halves, rows, pixels, a, a_row, a_plane, units, b, bias, c, c_row, c_p
     size = pixels // n
     larger = pixels - size * n
     mode, lo, hi = act, low, high
-    if act > SWISH_SCALED and act != RESIDUAL:
+    if act > SWISH and act != RESIDUAL:
         mode, lo, hi = CLAMP, -INFINITY, INFINITY
     at = 0
     for part in range(2):

@@ -28,32 +28,15 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import operator
 
-import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config
+from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-# -- the CPU ----------------------------------------------------------------------------------------------------------
-
-
-def _cpu_features() -> set[str]:
-    """What Numba compiles for: the host's features, unless NUMBA_CPU_NAME or NUMBA_CPU_FEATURES say otherwise."""
-    if config.CPU_FEATURES is not None:
-        return {feature[1:] for feature in config.CPU_FEATURES.split(",") if feature.startswith("+")}
-    if config.CPU_NAME is not None:  # a name without features: Numba takes the baseline of the architecture
-        return set()
-    return {name for name, present in llvmlite.binding.get_host_cpu_features().items() if present}
-
-
-FEATURES = _cpu_features()
-AVX512 = "avx512f" in FEATURES
-X86 = llvmlite.binding.get_process_triple().startswith(("x86_64", "i686", "amd64"))
-WIDTH = 16 if AVX512 else 8 if "avx" in FEATURES else 4  # float32 numbers in a register
-REGISTERS = 32 if AVX512 or not X86 else 16  # AVX-512 and NEON have 32, AVX and SSE 16
-BYTES = 4 * WIDTH  # of a register
+from effnet_np.kernels.target import AVX512, BYTES, REGISTERS, WIDTH, X86
 
 I1, I8, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 VECTOR, INTEGERS = ir.VectorType(F32, WIDTH), ir.VectorType(I32, WIDTH)
@@ -294,7 +277,7 @@ class Code:
         clamped to what an exponent can hold.
         """
         lanes, kind = t.lanes, t.value.type
-        if AVX512 and X86:
+        if AVX512:
             everything, nearest = ir.Constant(ir.IntType(max(8, lanes)), -1), ir.Constant(I32, 0)
             zero = ir.Constant(kind, None)
             rounding = [ir.Constant(I32, 4)] if lanes == 16 else []  # "as is", which only the widest form is told
@@ -421,6 +404,17 @@ def load_int(code, address):
     return code.load_int(address)
 
 
+@staged(int64, int64, int64)
+def get(code, row, column):
+    """That column of a row of the table of steps."""
+    return code.load_int(row + column * 8)
+
+
+@staged(float32, int64, int64)
+def get_float(code, row, column):
+    return code.builder.load(code._at(row + column * 8, 0, F32), align=4, typ=F32)
+
+
 @staged(void, int64, int64)
 def store_int(code, address, value):
     code.builder.store(value.value, code._at(address, 0, I64), align=8)
@@ -476,8 +470,6 @@ def _operator(function, implementation):
 
 
 def _register_operators():
-    import operator
-
     for function, implementation in (
         (operator.add, _add),
         (operator.sub, _subtract),

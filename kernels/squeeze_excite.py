@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 from effnet_np.kernels import table
-from effnet_np.kernels.activations import CLAMP, apply, gate
+from effnet_np.kernels.activations import apply, gate
 from effnet_np.kernels.native import native
-from effnet_np.kernels.pointwise import INFINITY, UNIT, call_tiles, group_start
-from effnet_np.kernels.simd import BYTES, load, splat, store
-from effnet_np.kernels.table import get, get_float
+from effnet_np.kernels.pointwise import INFINITY, call_tiles, group_start
+from effnet_np.kernels.simd import get, get_float, load, splat, store
+from effnet_np.kernels.table import CLAMP
+from effnet_np.kernels.target import BYTES, UNIT
 
 ZERO = np.float32(0)
 

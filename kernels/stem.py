@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from effnet_np.kernels import table
-from effnet_np.kernels.activations import CLAMP, FUSED, SWISH_SCALED, activate, fused
+from effnet_np.kernels.activations import FUSED, activate, fused
 from effnet_np.kernels.native import caller, native
 from effnet_np.kernels.pointwise import INFINITY, group_start
-from effnet_np.kernels.simd import BYTES, REGISTERS, WIDTH, float32, int64, load, load_scalar, staged, store, store_scalar, void
-from effnet_np.kernels.table import get, get_float
+from effnet_np.kernels.simd import float32, get, get_float, int64, load, load_scalar, staged, store, store_scalar, void
+from effnet_np.kernels.table import CLAMP, SWISH
+from effnet_np.kernels.target import BYTES, REGISTERS, WIDTH
 
 ROWS = 8 if REGISTERS == 32 else 4
 ZERO = np.float32(0)
@@ -71,7 +72,7 @@ def stem_row(row, r, b0, vectors, scratch, target, plane):
     size = pixels // n
     larger = pixels - size * n
     mode, lo, hi = act, low, high
-    if act > SWISH_SCALED:
+    if act > SWISH:
         mode, lo, hi = CLAMP, -INFINITY, INFINITY
     weight = get(row, table.WEIGHT) + b0 * (channels * 9 * BYTES)
     bias = get(row, table.EXPAND_BIAS) + b0 * BYTES

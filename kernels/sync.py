@@ -1,14 +1,8 @@
 """Atomics for Numba, and the protocol by which threads work through a program together.
 
-The words that threads share lie one a cache line in an int64 array:
-
-    GATE        run number * 2**16 + threads that have entered that run
-    LEFT        threads that have left it
-    two a step  NEXT, the next task to be handed out, and DONE, how many are finished; behind DONE, when that was
-
-A thread may come late, or never (the machine is busy, the process has forked): nobody waits for it, since a step is
-over when its *tasks* are done, not when all threads have arrived. The thread that started a run closes its gate at
-the end, so a thread that comes later still finds the gate shut and touches nothing.
+The words that they share are listed in table.py. A thread may come late, or never (the machine is busy, the process has
+forked): nobody waits for it, since a step is over when its *tasks* are done, not when all threads have arrived. The
+thread that started a run closes its gate at the end, so a thread that comes later finds it shut and touches nothing.
 """
 
 from __future__ import annotations
@@ -19,12 +13,12 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 
-from effnet_np.kernels.simd import I32, I64, X86, Int, int64, load_int, staged, void
+from effnet_np.kernels.simd import I32, I64, Int, int64, staged, void
+from effnet_np.kernels.table import ASLEEP, GATE, LEFT, MEMBERS
+from effnet_np.kernels.target import X86
 
-LINE = 64  # bytes of a cache line
-GATE, LEFT, STEPS = 0, LINE, 2 * LINE  # byte offsets
-MEMBERS = 1 << 16
-SPINS = 2000  # looks at a word before the core is offered to others: some 50 microseconds
+SPINS = 2000  # looks at a word before the core is offered to others: some 40 microseconds
+YIELDS = 1000  # offers before a thread that waits for a run goes to sleep: about half a millisecond
 
 
 @staged(int64, int64, int64)
@@ -68,20 +62,20 @@ def ticks(code):
 
 if sys.platform == "win32":
 
-    @njit(nogil=True)
+    @njit
     def give_way():
         pause()
 
 else:
     _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
-    @njit(nogil=True)
+    @njit
     def give_way():
         """Offers the core to another thread that is ready to run."""
         _sched_yield()
 
 
-@njit(nogil=True)
+@njit
 def wait_until(address, goal):
     """Returns when the word at that address has reached `goal`."""
     spins = 0
@@ -93,27 +87,41 @@ def wait_until(address, goal):
             give_way()
 
 
-@njit(nogil=True)
-def enter(words, run):
-    """The number of this thread in the run, from 0, or -1 where the run is over."""
+@njit
+def open_gate(words):
+    """Begins a run; nobody is inside. Gives the number of threads that sleep, and have to be woken by the caller."""
+    atomic_exchange(words + GATE, (atomic_load(words + GATE) // MEMBERS + 1) * MEMBERS)
+    return atomic_exchange(words + ASLEEP, 0)
+
+
+@njit
+def enter(words, last):
+    """Waits for a run other than number `last`: (its number, the number of this thread in it), or (-1, 0) if none comes."""
+    looks = 0
     while True:
         seen = atomic_load(words + GATE)
-        if seen // MEMBERS != run:
-            return -1
-        if compare_exchange(words + GATE, seen, seen + 1) == seen:
-            return seen % MEMBERS
+        run = seen // MEMBERS
+        if run % 2 == 1 and run != last:
+            if compare_exchange(words + GATE, seen, seen + 1) == seen:
+                return run, seen % MEMBERS
+        elif looks < SPINS:
+            pause()
+        elif looks < SPINS + YIELDS:
+            give_way()
+        else:
+            return -1, 0
+        looks += 1
 
 
-@njit(nogil=True)
+@njit
 def leave(words):
     atomic_add(words + LEFT, 1)
 
 
-@njit(nogil=True)
-def close(words, run):
-    """Shuts the gate of that run, and waits for those inside."""
-    entered = atomic_exchange(words + GATE, (run + 1) * MEMBERS) % MEMBERS
-    wait_until(words + LEFT, entered)
-
-
-__all__ = ["GATE", "LEFT", "LINE", "MEMBERS", "STEPS", "atomic_add", "atomic_load", "close", "enter", "leave", "load_int", "ticks", "wait_until"]
+@njit
+def close_gate(words):
+    """Ends the run, and waits for those inside."""
+    seen = atomic_load(words + GATE)
+    while compare_exchange(words + GATE, seen, (seen // MEMBERS + 1) * MEMBERS) != seen:
+        seen = atomic_load(words + GATE)
+    wait_until(words + LEFT, seen % MEMBERS)
