@@ -17,7 +17,9 @@ from effnet_np.module import Module
 class Conv2d(Module):
     """weight (O, C / groups, K, K) and bias (O,) or None; x (N, C, H, W) -> (N, O, H', W')."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride=1, padding=(0, 0), groups=1, bias=False):
+    weight: np.ndarray
+
+    def __init__(self, in_channels, out_channels, kernel_size, *, stride=1, padding=(0, 0), groups=1, bias=False):
         super().__init__()
         before, after = padding  # pixels of zeros at the top and left, at the bottom and right
         self.stride, self.groups, self.padding = stride, groups, (before, after, before, after)
@@ -35,6 +37,12 @@ class BatchNorm2d(Module):
 
     `momentum` is PyTorch's: running = (1 - momentum) * running + momentum * batch.
     """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    running_mean: np.ndarray
+    running_var: np.ndarray
+    num_batches_tracked: np.ndarray
 
     def __init__(self, channels: int, eps: float, momentum: float = 0.1):
         super().__init__()
@@ -64,6 +72,9 @@ class BatchNorm2d(Module):
 
 class Linear(Module):
     """weight (O, C) and bias (O,); x (N, C) -> (N, O)."""
+
+    weight: np.ndarray
+    bias: np.ndarray
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__()

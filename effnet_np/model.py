@@ -22,7 +22,6 @@ from effnet_np.config import BlockSpec, EfficientNetConfig
 from effnet_np.layers import BatchNorm2d, Conv2d, Dropout, Function, Linear, ZeroPad2d, activation
 from effnet_np.module import Module, ModuleList
 
-
 # -- what a forward gives back ----------------------------------------------------------------------------------------
 
 
@@ -235,7 +234,7 @@ class PreTrainedModel(Module):
         generator = np.random.default_rng(seed)
         for _, module in self.named_modules():
             if isinstance(module, (Conv2d, Linear)):
-                module.weight = generator.standard_normal(module.weight.shape, np.float32)
+                generator.standard_normal(out=module.weight, dtype=np.float32)
                 module.weight *= np.float32(self.config.initializer_range)
 
     def checked(self, pixel_values) -> np.ndarray:
@@ -249,10 +248,14 @@ class PreTrainedModel(Module):
         if array.ndim != 4:
             raise ValueError(f"pixel_values must have 4 dimensions (batch, channels, height, width), got shape {array.shape}")
         if array.shape[1] != self.config.num_channels:
-            hint = "; it looks like channels last, this model takes channels first" if array.shape[3] == self.config.num_channels else ""
-            raise ValueError(f"this model takes {self.config.num_channels} channels, got {array.shape[1]} in {array.shape}{hint}")
+            channels = self.config.num_channels
+            hint = "; this looks like channels last, the model takes channels first" if array.shape[3] == channels else ""
+            raise ValueError(f"this model takes {channels} channels, got {array.shape[1]} in shape {array.shape}{hint}")
         if 0 in array.shape:
             raise ValueError(f"pixel_values of shape {array.shape} hold no pixels")
+        self.config.check_image_size(*array.shape[2:])
+        if not np.isfinite(array).all():
+            raise ValueError("pixel_values hold NaN or infinite numbers")
         return array.astype(next(self.named_parameters())[1].dtype, copy=False)
 
     @classmethod
@@ -262,7 +265,8 @@ class PreTrainedModel(Module):
         source: a folder as `save_pretrained` makes it, an .h5 or .pth file, a hub id, or a short name: "b0".."b7" mean
         Google's on the hub, "lite0" the embedded one. Hub options: `revision`, `local_files_only`, `cache_dir`, `token`,
         `force_download`; all others override fields of the configuration, such as `num_labels` for a new head, which
-        needs `ignore_mismatched_sizes=True` and is initialised with `seed`. Raises FileNotFoundError or ValueError.
+        needs `ignore_mismatched_sizes=True` and is initialised with `seed`. Weights that hold NaN or infinity are refused
+        unless `allow_nonfinite=True`. Raises FileNotFoundError, TypeError or ValueError.
         """
         from effnet_np import checkpoint
 
@@ -293,7 +297,7 @@ class EfficientNetModel(PreTrainedModel):
         if initialize:
             self.initialize(seed)
 
-    def forward(self, pixel_values=None, output_hidden_states: bool | None = None, return_dict: bool | None = None):
+    def forward(self, pixel_values=None, output_hidden_states=None, return_dict=None):
         """-> BaseModelOutput, or its tuple where `return_dict` is False; None means what the configuration says."""
         config = self.config
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -317,7 +321,7 @@ class EfficientNetForImageClassification(PreTrainedModel):
         if initialize:
             self.initialize(seed)
 
-    def forward(self, pixel_values=None, labels=None, output_hidden_states: bool | None = None, return_dict: bool | None = None):
+    def forward(self, pixel_values=None, labels=None, output_hidden_states=None, return_dict=None):
         """-> ImageClassifierOutput, or its tuple where `return_dict` is False; None means what the configuration says.
 
         labels: (N,) whole numbers for one label of many, (N, num_labels) numbers otherwise. `config.problem_type` chooses

@@ -210,7 +210,11 @@ def relu6(x) -> np.ndarray:
 
 def gelu(x) -> np.ndarray:
     """x * Phi(x), Phi the normal distribution function, through erf (Hendrycks and Gimpel, arXiv 1606.08415)."""
-    return _elementwise(lambda x, out: np.multiply(x * x.dtype.type(0.5), 1 + erf(x * x.dtype.type(math.sqrt(0.5))), out=out), x)
+
+    def body(x, out):
+        np.multiply(x * x.dtype.type(0.5), 1 + erf(x * x.dtype.type(math.sqrt(0.5))), out=out)
+
+    return _elementwise(body, x)
 
 
 def gelu_new(x) -> np.ndarray:
@@ -234,8 +238,13 @@ def selu(x) -> np.ndarray:
 
 
 def mish(x) -> np.ndarray:
-    """x * tanh(softplus(x)), softplus(x) = log(1 + exp(x)) (Misra, arXiv 1908.08681)."""
-    return _elementwise(lambda x, out: np.multiply(x, np.tanh(np.logaddexp(x, x.dtype.type(0))), out=out), x)
+    """x * tanh(softplus(x)) (Misra, arXiv 1908.08681)."""
+    return _elementwise(lambda x, out: np.multiply(x, np.tanh(softplus(x)), out=out), x)
+
+
+def softplus(x) -> np.ndarray:
+    """log(1 + exp(x)), written such that it neither overflows nor loses small numbers."""
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
 
 
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -309,11 +318,8 @@ def mse_loss(x, target) -> np.ndarray:
 
 
 def bce_with_logits(logits, target) -> np.ndarray:
-    """Mean of -(target log sigmoid(x) + (1 - target) log(1 - sigmoid(x))): two arrays of the same shape -> ().
-
-    Written as max(x, 0) - x target + log(1 + exp(-|x|)), which neither overflows nor loses small numbers.
-    """
-    return (np.maximum(logits, 0) - logits * target + np.log1p(np.exp(-np.abs(logits)))).mean()
+    """Mean of -(target log sigmoid(x) + (1 - target) log(1 - sigmoid(x))): two arrays of the same shape -> ()."""
+    return (softplus(logits) - logits * target).mean()
 
 
 # -- how elementwise work is cut into cache-sized pieces --------------------------------------------------------------

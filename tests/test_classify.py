@@ -1,0 +1,268 @@
+"""classify(): every kind of picture, batches, scores like HF's pipeline, and pictures that are none."""
+
+import io
+import os
+import warnings
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+import transformers
+
+import effnet_np
+from effnet_np.classify import _kept, get_model
+from effnet_np.image_io import load_image
+from effnet_np.image_processor import EfficientNetImageProcessor
+
+from helpers import CHELSEA, COFFEE, hf_model, tiny_config
+
+RGB = np.asarray(PIL.Image.open(CHELSEA).convert("RGB"))
+
+
+def saved(image, format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_source_is_the_same_picture():
+    sources = [str(CHELSEA), CHELSEA, CHELSEA.read_bytes(), bytearray(CHELSEA.read_bytes()), memoryview(CHELSEA.read_bytes())]
+    sources += [io.BytesIO(CHELSEA.read_bytes()), PIL.Image.open(CHELSEA), RGB, RGB.transpose(2, 0, 1), RGB.astype(np.int64)]
+    sources += [RGB / 255, (RGB / 255).astype(np.float32), RGB.astype(np.float32), RGB.astype(np.uint16) * 257]
+    with open(CHELSEA, "rb") as file:
+        np.testing.assert_array_equal(load_image(file), RGB)
+    for source in sources:
+        pixels = load_image(source)
+        assert pixels.dtype == np.uint8
+        np.testing.assert_array_equal(pixels, RGB)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation):
+    """The eight ways to hold a camera: each stored picture must come out upright."""
+    transpose = PIL.Image.Transpose
+    undo = {2: transpose.FLIP_LEFT_RIGHT, 3: transpose.ROTATE_180, 4: transpose.FLIP_TOP_BOTTOM, 5: transpose.TRANSPOSE}
+    undo |= {6: transpose.ROTATE_90, 7: transpose.TRANSVERSE, 8: transpose.ROTATE_270}
+    upright = PIL.Image.fromarray(RGB)
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    np.testing.assert_array_equal(load_image(saved(stored, "PNG", exif=exif)), RGB)
+
+
+def test_grey_palette_and_other_colour_spaces():
+    image = PIL.Image.fromarray(RGB)
+    grey = image.convert("L")
+    expected = np.repeat(np.asarray(grey)[:, :, None], 3, 2)
+    np.testing.assert_array_equal(load_image(saved(grey, "PNG")), expected)
+    np.testing.assert_array_equal(load_image(np.asarray(grey)), expected)
+    np.testing.assert_array_equal(load_image(np.asarray(grey)[:, :, None]), expected)
+    palette = image.quantize(64)
+    np.testing.assert_array_equal(load_image(saved(palette, "PNG")), np.asarray(palette.convert("RGB")))
+    cmyk = image.convert("CMYK")
+    np.testing.assert_array_equal(load_image(saved(cmyk, "TIFF")), np.asarray(cmyk.convert("RGB")))
+    assert np.abs(load_image(saved(cmyk, "JPEG", quality=95)).astype(int) - RGB).mean() < 4  # not a negative
+    bilevel = image.convert("1")
+    np.testing.assert_array_equal(load_image(saved(bilevel, "PNG")), np.asarray(bilevel.convert("RGB")))
+    np.testing.assert_array_equal(load_image(np.asarray(bilevel)), np.asarray(bilevel.convert("RGB")))
+    np.testing.assert_array_equal(load_image(CHELSEA, channels=1)[:, :, 0], np.asarray(grey))
+
+
+def test_transparent_pixels_are_composed_over_white():
+    rgba = np.dstack([RGB, np.full(RGB.shape[:2], 255, np.uint8)])
+    rgba[:100, :, 3], rgba[100:200, :, 3] = 0, 128
+    for source in (
+        rgba,
+        saved(PIL.Image.fromarray(rgba), "PNG"),
+        saved(PIL.Image.fromarray(rgba), "WEBP", lossless=True, exact=True),
+    ):
+        pixels = load_image(source).astype(int)
+        assert (pixels[:100] == 255).all()
+        assert np.abs(pixels[100:200] - (RGB[100:200] * (128 / 255) + 255 * (127 / 255))).max() <= 1
+        np.testing.assert_array_equal(pixels[200:], RGB[200:])
+    np.testing.assert_array_equal(load_image(rgba, channels=4), rgba)  # a network of four channels sees alpha itself
+    palette = PIL.Image.fromarray(RGB).quantize(8)
+    transparent = saved(palette, "PNG", transparency=palette.getpixel((0, 0)))
+    assert (load_image(transparent)[0, 0] == 255).all()
+
+
+def test_16_bits_are_scaled_and_not_clipped_to_white():
+    grey = np.asarray(PIL.Image.open(CHELSEA).convert("L"))
+    deep = PIL.Image.fromarray(grey.astype(np.uint16) * 257)
+    expected = np.repeat(grey[:, :, None], 3, 2)
+    for data in (saved(deep, "PNG"), saved(deep, "TIFF")):
+        np.testing.assert_array_equal(load_image(data), expected)
+    floats = PIL.Image.fromarray((grey / 255).astype(np.float32))
+    np.testing.assert_array_equal(load_image(saved(floats, "TIFF")), expected)
+    np.testing.assert_array_equal(load_image(PIL.Image.fromarray(grey.astype(np.int32) * 257)), expected)
+
+
+def test_first_frame_of_an_animation():
+    frames = [PIL.Image.fromarray(RGB).quantize(64), PIL.Image.new("P", RGB.shape[1::-1])]
+    gif = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert np.abs(load_image(gif).astype(int) - np.asarray(frames[0].convert("RGB"))).mean() < 1
+
+
+def test_a_pil_image_is_not_changed():
+    image = PIL.Image.open(CHELSEA)
+    before = image.mode, image.size, image.tobytes()
+    effnet_np.classify(image)
+    assert (image.mode, image.size, image.tobytes()) == before
+
+
+def huge_png(side):
+    """A picture of side x side pixels in 45 bytes: a valid header, and no pixels behind it."""
+    chunks = [b"IHDR" + side.to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00", b"IDAT"]
+    lengths_and_checks = [((len(c) - 4).to_bytes(4, "big"), zlib.crc32(c).to_bytes(4, "big")) for c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(n + c + check for c, (n, check) in zip(chunks, lengths_and_checks, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        ("no/such/photo.jpg", FileNotFoundError, "no/such/photo.jpg"),
+        (os.path.dirname(CHELSEA), IsADirectoryError, "images"),
+        (b"", ValueError, "the picture of 0 bytes is empty"),
+        (b"GIF89a", ValueError, "no picture of a known format|cannot be read"),
+        (b"not a picture at all", ValueError, r"is no picture of a known format \(JPEG, PNG"),
+        (CHELSEA.read_bytes()[:100_000], ValueError, "is damaged or cut off"),
+        (saved(PIL.Image.fromarray(RGB), "JPEG")[:9000], ValueError, "is damaged or cut off"),
+        (
+            huge_png(11_000),
+            ValueError,
+            "11000 x 11000 pixels, more than max_pixels = 100000000; raise it",
+        ),
+        (huge_png(50_000), ValueError, "2500000000 pixels.* exceeds limit"),
+        (saved(PIL.Image.fromarray(RGB), "TGA"), ValueError, "is no picture of a known format"),
+        (io.StringIO("text"), TypeError, 'gave str, not bytes: open it in binary mode, "rb"'),
+        (42, TypeError, "a picture must be a path, bytes, .* got int"),
+        (None, TypeError, "got NoneType"),
+        (np.zeros((0, 5, 3), np.uint8), ValueError, r"hold pixels, got shape \(0, 5, 3\)"),
+        (np.zeros(5, np.uint8), ValueError, r"must be \(H, W\), \(H, W, C\) or \(C, H, W\)"),
+        (np.zeros((5, 5, 2), np.uint8), ValueError, "must have 1, 3 or 4 channels"),
+        (np.full((5, 5, 3), np.nan), ValueError, "NaN or infinite"),
+        (np.full((5, 5, 3), 256), ValueError, "between 0 and 255, or 0 and 1; got 256"),
+        (np.full((5, 5, 3), -1.0), ValueError, "got -1.0"),
+        (np.full((5, 5, 3), 1j), TypeError, "must hold numbers, got complex128"),
+        (np.full((5, 5, 3), "x"), TypeError, "must hold numbers"),
+    ],
+)
+def test_what_is_no_picture(source, error, message):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+        with pytest.raises(error, match=message):
+            effnet_np.classify(source)
+
+
+def test_limit_of_pixels_is_checked_before_decoding():
+    with pytest.raises(ValueError, match=r"451 x 300 pixels, more than max_pixels = 1000; raise it if you trust the file"):
+        effnet_np.classify(CHELSEA, max_pixels=1000)
+    assert effnet_np.classify(CHELSEA, max_pixels=451 * 300)[0]["label"] == "tiger cat"
+
+
+def test_one_pixel_and_extreme_shapes_are_pictures():
+    for shape in ((1, 1, 3), (1, 3000, 3), (3000, 2)):
+        assert len(effnet_np.classify(np.zeros(shape, np.uint8))) == 5
+
+
+# -- calls -------------------------------------------------------------------------------------------------------------
+
+
+def test_lists_come_back_in_order_whatever_the_batch():
+    one, two = effnet_np.classify(CHELSEA), effnet_np.classify(COFFEE)
+    assert isinstance(one[0]["score"], float)
+    assert [prediction["score"] for prediction in one] == sorted((prediction["score"] for prediction in one), reverse=True)
+    for batch_size in (1, 2, 8):
+        results = effnet_np.classify([CHELSEA, COFFEE, CHELSEA], batch_size=batch_size)
+        for result, expected in zip(results, [one, two, one], strict=True):
+            assert [p["label"] for p in result] == [p["label"] for p in expected]
+            np.testing.assert_allclose([p["score"] for p in result], [p["score"] for p in expected], rtol=1e-4)
+    assert effnet_np.classify([]) == []
+    assert len(effnet_np.classify([CHELSEA])) == 1
+    batch = np.stack([RGB, RGB])
+    assert [result[0]["label"] for result in effnet_np.classify(batch)] == ["tiger cat", "tiger cat"]
+
+
+def test_top_k():
+    assert len(effnet_np.classify(CHELSEA, top_k=1)) == 1
+    assert len(effnet_np.classify(CHELSEA, top_k=5000)) == 1000
+    everything = effnet_np.classify(CHELSEA, top_k=None)
+    assert len(everything) == 1000
+    assert abs(sum(prediction["score"] for prediction in everything) - 1) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "top_k must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"function_to_apply": "max"}, "softmax, sigmoid, none"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        effnet_np.classify(CHELSEA, **options)
+
+
+@pytest.mark.parametrize(("num_labels", "problem_type"), [(5, None), (1, None), (5, "multi_label_classification")])
+def test_scores_are_those_of_hfs_pipeline(num_labels, problem_type, tmp_path):
+    hf_model(tiny_config(num_labels=num_labels, problem_type=problem_type)).save_pretrained(tmp_path)
+    EfficientNetImageProcessor(size=64).save_pretrained(tmp_path)
+    ours = effnet_np.classify(CHELSEA, model=tmp_path, top_k=3)
+    assert len(ours) == min(3, num_labels)
+    if int(transformers.__version__.split(".")[0]) < 5:  # from 5.0 on, its pipeline needs torchvision
+        processor = transformers.EfficientNetImageProcessor.from_pretrained(tmp_path)
+        model = transformers.EfficientNetForImageClassification.from_pretrained(tmp_path)
+        pipeline = transformers.pipeline("image-classification", model=model, image_processor=processor, framework="pt")
+        theirs = pipeline(PIL.Image.open(CHELSEA).convert("RGB"), top_k=3)
+        assert [p["label"] for p in ours] == [p["label"] for p in theirs]
+        np.testing.assert_allclose([p["score"] for p in ours], [p["score"] for p in theirs], rtol=1e-4)
+    logits = [p["score"] for p in effnet_np.classify(CHELSEA, model=tmp_path, function_to_apply="none")]
+    sigmoid = num_labels == 1 or problem_type
+    scores = 1 / (1 + np.exp(-np.array(logits))) if sigmoid else np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose([p["score"] for p in ours], scores[:3], rtol=1e-5)
+
+
+def test_a_model_is_kept_until_its_files_change(tmp_path):
+    hf_model(tiny_config()).save_pretrained(tmp_path)
+    EfficientNetImageProcessor(size=64).save_pretrained(tmp_path)
+    first = get_model(tmp_path)
+    assert get_model(str(tmp_path)) is first
+    before = effnet_np.classify(CHELSEA, model=tmp_path)
+    hf_model(tiny_config(), seed=5).save_pretrained(tmp_path)
+    assert get_model(tmp_path) is not first
+    assert effnet_np.classify(CHELSEA, model=tmp_path) != before
+    assert len(_kept) == 1
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="holds none of model.safetensors"):
+        effnet_np.classify(CHELSEA, model=tmp_path)
+
+
+def test_a_model_object_needs_its_preprocessing(tmp_path):
+    model = effnet_np.EfficientNetForImageClassification(tiny_config(), seed=0)
+    with pytest.raises(TypeError, match="does not know its preprocessing"):
+        effnet_np.classify(CHELSEA, model=model)
+    model.image_processor = EfficientNetImageProcessor(size=64)
+    assert len(effnet_np.classify(CHELSEA, model=model)) == 5
+    model.image_processor = None
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="does not say how its images are preprocessed: add its preprocessor_config.json"):
+        effnet_np.classify(CHELSEA, model=tmp_path)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_networks_of_other_channels(channels):
+    model = effnet_np.EfficientNetForImageClassification(tiny_config(num_channels=channels), seed=0)
+    model.image_processor = EfficientNetImageProcessor(size=64, image_mean=0.5, image_std=0.5)
+    assert len(effnet_np.classify(CHELSEA, model=model)) == 5
+
+
+def test_networks_of_five_channels_take_no_pictures():
+    model = effnet_np.EfficientNetForImageClassification(tiny_config(num_channels=5), seed=0)
+    model.image_processor = EfficientNetImageProcessor(size=64)
+    with pytest.raises(ValueError, match="this model takes 5: pass pixel_values"):
+        effnet_np.classify(CHELSEA, model=model)
