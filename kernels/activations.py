@@ -16,15 +16,17 @@ from effnet_np.kernels.table import CLAMP, GELU, GELU_NEW, MISH, SELU, SWISH
 
 # 2**f on [-1/2, 1/2] to 2.6e-6 relative: the polynomial of degree 4 whose largest relative error is smallest.
 EXP2 = (0.9999992614437773, 0.6931218146828059, 0.2402474483031089, 0.055917860761546305, 0.009570101967668544)
+# The same of degree 5, to 7.5e-8, where an activation subtracts from it or does not have to be quick.
+EXP2_FINE = (1.000000071654871, 0.6931469670643255, 0.2402211972291463, 0.05550713273762051, 0.009675541384674784, 0.0013276472048391488)
 LOG2E = 1 / math.log(2)
 
 
-def exp2(code, t):
+def exp2(code, t, polynomial=EXP2_FINE):
     """2**t lane by lane. Outside of -126..126 the result is clamped, or 0 and infinity where the CPU does that itself."""
     t, n, scale = code.round_and_scale(t)
     f = t - n
-    p = code.vector(EXP2[-1], t.lanes)
-    for c in EXP2[-2::-1]:
+    p = code.vector(polynomial[-1], t.lanes)
+    for c in polynomial[-2::-1]:
         p = code.fma(p, f, c)
     return scale(p)
 
@@ -43,7 +45,7 @@ def sigmoid(code, x):
 
 def swish(code, t):
     """-log2(e) * swish(x) for t = -log2(e) * x."""
-    return t / (1.0 + exp2(code, t))
+    return t / (1.0 + exp2(code, t, EXP2))
 
 
 def gelu(code, x):

@@ -40,7 +40,9 @@ class _Bound:
         base = _aligned(arena)
         self.plan, self.arena = plan, arena
         self.table = plan.bind(base, owner._weights.address, owner._functions, owner.threads)
-        self.address = self.table.ctypes.data
+        self.address, self.steps = self.table.ctypes.data, len(self.table)
+        self.source = self.table[0, table.SOURCE : table.SOURCE + 1]  # where the image's address goes
+        self.image_bytes = 4 * owner.config.num_channels * plan.image[0] * plan.image[1]
         self._skip = base - arena.ctypes.data
         self.hidden = [self.view(plane) for plane in plan.hidden]
         self.last = self.view(plan.last) if plan.last else None
@@ -103,6 +105,7 @@ class CompiledEfficientNet:
                 self._arena = np.zeros(plan.arena_bytes // 4 + ALIGN, np.float32)
             if self._scratch.nbytes < plan.scratch_bytes * self.threads + ALIGN:
                 self._scratch = np.zeros(plan.scratch_bytes * self.threads // 4 + ALIGN, np.float32)
+                self._scratch_address = _aligned(self._scratch)
             bound = self._plans[key] = _Bound(self, plan, self._arena)
             if len(self._plans) > MOST_PLANS:
                 self._plans.popitem(last=False)
@@ -116,19 +119,22 @@ class CompiledEfficientNet:
             return self._reference(pixel_values, output_hidden_states=output_hidden_states, return_dict=return_dict, **more)
         config = self.config
         hidden = bool(config.output_hidden_states if output_hidden_states is None else output_hidden_states)
-        images = np.ascontiguousarray(PreTrainedModel.checked(self, pixel_values))
-        count, _, height, width = images.shape
+        images = pixel_values
+        if not (type(images) is np.ndarray and images.dtype == np.float32 and images.ndim == 4 and images.flags.c_contiguous):
+            images = np.ascontiguousarray(PreTrainedModel.checked(self, images))
+        count, channels, height, width = images.shape
+        if channels != config.num_channels or not images.size:
+            PreTrainedModel.checked(self, images)  # which says what is wrong
         with self._lock:
             bound = self._bound(height, width, hidden)
             logits = np.empty((count, bound.logits.size), np.float32)
             maps = [np.empty((count, p.channels, p.height, p.width), np.float32) for p in bound.plan.hidden]
             last = bound.plan.last
             features = None if last is None else np.empty((count, last.channels, last.height, last.width), np.float32)
-            scratch, rows = _aligned(self._scratch), len(bound.table)
-            address, size = images.ctypes.data, images[0].nbytes
+            address = images.ctypes.data
             for image in range(count):
-                bound.table[0, table.SOURCE] = address + image * size
-                self._pool(bound.address, 0, rows, scratch, bound.plan.scratch_bytes)
+                bound.source[0] = address + image * bound.image_bytes
+                self._pool(bound.address, 0, bound.steps, self._scratch_address, bound.plan.scratch_bytes)
                 logits[image] = bound.logits
                 for view, out in zip(bound.hidden, maps, strict=True):
                     _nchw(view, out[image])

@@ -72,8 +72,8 @@ def _machine():
     return target.create_target_machine(cpu=CPU_NAME, features=CPU_FEATURES, opt=3, reloc="default", codemodel="jitdefault", jit=True)
 
 
-def _compile(progress: Callable[[int, int, str], None] | None) -> bytes:
-    """The object file with all kernels. `progress(done, total, name)` is called before each of them and at the end."""
+def _compile(progress: Callable[[int, int, str], None] | None) -> tuple[bytes, list[str]]:
+    """The object file with all kernels, and their names. `progress(done, total, name)` is called before each of them and at the end."""
     from numba import cfunc
 
     from effnet_np.kernels import depthwise, head, native, pointwise, program, squeeze_excite, stem  # noqa: F401  (they register)
@@ -97,7 +97,7 @@ def _compile(progress: Callable[[int, int, str], None] | None) -> bytes:
         whole.link_in(module)
     if progress:
         progress(total, total, "")
-    return machine.emit_object(whole)
+    return machine.emit_object(whole), [kernel.name for kernel in native.REGISTRY]
 
 
 def _entry(kernel, module, inner: str):
@@ -148,22 +148,24 @@ def addresses(progress: Callable[[int, int, str], None] | None = None) -> dict[s
             file = cache_file()
             try:
                 sealed = file.read_bytes()
-                intact = sealed[:32] == hashlib.sha256(sealed[32:]).digest()
             except OSError:
-                intact = False
-            if not intact:
-                sealed = _seal(_compile(progress))
+                sealed = b""
+            if not _intact(sealed):
+                code, names = _compile(progress)
+                sealed = _seal(code, names)
                 _keep(file, sealed)
             _loaded = _load(sealed[32:])
         return _loaded
 
 
-def _seal(code: bytes) -> bytes:
+def _seal(code: bytes, names: list[str]) -> bytes:
     """The object file with the kernels' names at its end and a digest of it all in front: a torn file is noticed."""
-    from effnet_np.kernels import native
-
-    code += b"\n" + ",".join(kernel.name for kernel in native.REGISTRY).encode()
+    code += b"\n" + ",".join(names).encode()
     return hashlib.sha256(code).digest() + code
+
+
+def _intact(sealed: bytes) -> bool:
+    return len(sealed) > 32 and sealed[:32] == hashlib.sha256(sealed[32:]).digest()
 
 
 def _keep(file: Path, sealed: bytes) -> None:

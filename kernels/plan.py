@@ -231,6 +231,7 @@ class Plan:
     labels: list = field(default_factory=list)
     flops: list = field(default_factory=list)
     hidden: list = field(default_factory=list)
+    image: tuple[int, int] = (0, 0)  # height and width
     arena_bytes: int = 0
     scratch_bytes: int = 0
     last: Plane | None = None
@@ -259,7 +260,7 @@ class Plan:
 class Planner:
     def __init__(self, config, weights: Weights, height: int, width: int, keep_hidden: bool, keep_last: bool):
         self.config, self.weights, self.keep_hidden = config, weights, keep_hidden
-        self.plan = Plan()
+        self.plan = Plan(image=(height, width))
         self.top = 0
         self.activation = {"ACTIVATION": CODES[config.hidden_act]}
         low, high = CLAMPS.get(config.hidden_act, (0.0, 0.0))
