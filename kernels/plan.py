@@ -230,6 +230,7 @@ class Plan:
     rows: list = field(default_factory=list)
     labels: list = field(default_factory=list)
     flops: list = field(default_factory=list)
+    bytes: list = field(default_factory=list)  # of the tensors that a step reads and writes, weights included
     hidden: list = field(default_factory=list)
     image: tuple[int, int] = (0, 0)  # height and width
     arena_bytes: int = 0
@@ -275,8 +276,9 @@ class Planner:
         self.top += -(-size // ALIGN) * ALIGN
         return offset
 
-    def step(self, label, flops=0, **row):
+    def step(self, label, flops, floats, **row):
         self.plan.rows.append(row)
+        self.plan.bytes.append(4 * floats)
         self.plan.labels.append(label)
         self.plan.flops.append(flops)
 
@@ -330,6 +332,7 @@ class Planner:
         self.scratch(self.stem_scratch)
         self.step(
             "stem", 2 * 9 * self.config.num_channels * target.channels * target.pixels,
+            self.config.num_channels * height * width + target.channels * target.pixels,
             FUNCTION="stem", TILES="tiles", TASKS=groups * bands, GROUPS=groups, BLOCKS=blocks, BANDS=bands, HEIGHT=target.height, ROWS="stem_row",
             WIDTH_=target.width, TARGET=At("arena", target.offset), TARGET_PLANE=target.plane, **columns, **self.activation,
         )  # fmt: skip
@@ -356,6 +359,8 @@ class Planner:
             producer = {"PRODUCER": table.COPY, "SOURCE": At("arena", source.offset), "SOURCE_PLANE": source.plane}
             groups = groups_of(blocks)
         vectors = -(-blocks // groups)
+        floats = e * middle.pixels + e * k * k + (image[0] * image[1] * self.config.num_channels if image else source.channels * source.pixels)
+        floats += spec.in_channels * e if expand else 0
         before, after = spec.padding
         left = max(before, 0)
         lead = left - before
@@ -390,7 +395,7 @@ class Planner:
             gate_at = self.reserve(units_of(e) * UNIT * 4 + BYTES)
             squeeze = {"SQUEEZE": self.at((spec.index, "reduce")), "SQUEEZE_BLOCKS": sb, "PARTIAL": At("arena", partial)}
         self.step(
-            "depthwise" if not expand else "expand+depthwise", flops,
+            "stem+depthwise" if image else "expand+depthwise" if expand else "depthwise", flops, floats,
             FUNCTION="depthwise", TILES="tiles", TASKS=tasks, GROUPS=groups, BLOCKS=blocks, BANDS=bands, KERNEL=k, STRIDE=stride, PAD=before,
             HEIGHT=source.height, WIDTH_=source.width, OUT_HEIGHT=middle.height, OUT_WIDTH=middle.width,
             ROWS=depthwise_rows_name(k, stride), STEM="stem_row", LIST=listed,
@@ -424,7 +429,7 @@ class Planner:
             if scale_pixels:
                 scaled = {"SOURCE": At("arena", middle.offset), "SOURCE_PLANE": middle.plane, "PIXELS": middle.pixels}
             self.step(
-                "squeeze-excite", 4 * s * e,
+                "squeeze-excite", 4 * s * e, 2 * s * e,
                 FUNCTION="gates", TILES="tiles", TASKS=gate_tasks, BANDS=gate_tasks, GROUPS=panels, BLOCKS=blocks, UNITS=units_of(s),
                 PARTIAL=At("arena", partial), PARTIALS=tasks, SQUEEZE_BLOCKS=blocks_of(s),
                 BIAS=self.at(((spec.index, "reduce"), "bias")), WEIGHT=self.at((spec.index, "gate")),
@@ -442,6 +447,7 @@ class Planner:
             more["RESIDUAL"] = At("arena", source.offset)
         self.step(
             "project", 2 * e * target.channels * target.pixels,
+            e * middle.pixels + e * target.channels + target.channels * target.pixels * (2 if spec.residual else 1),
             FUNCTION="pointwise", TILES="tiles", TASKS=out_groups * out_bands, GROUPS=out_groups, BANDS=out_bands, BLOCKS=out_blocks,
             PIXELS=middle.pixels, UNITS=units, SOURCE=At("arena", middle.offset), SOURCE_PLANE=middle.plane,
             WEIGHT=self.at((spec.index, "project")), BIAS=self.at(((spec.index, "project"), "bias")),
@@ -460,6 +466,7 @@ class Planner:
         self.scratch(VECTORS * source.plane)
         self.step(
             "head", 2 * source.channels * config.head_channels * source.pixels,
+            source.channels * (source.pixels + config.head_channels) + config.head_channels,
             FUNCTION="head", TILES="tiles", TASKS=groups, GROUPS=groups, BLOCKS=blocks, PIXELS=source.pixels, UNITS=units_of(source.channels),
             SOURCE=At("arena", source.offset), SOURCE_PLANE=source.plane, WEIGHT=self.at("head"), BIAS=self.at(("head", "bias")),
             POOL=table.MAX if config.pooling_type == "max" else table.MEAN, POOLED=At("arena", plan.pooled),
@@ -470,7 +477,7 @@ class Planner:
             blocks = blocks_of(config.num_labels)
             plan.logits = self.reserve(blocks * BYTES)
             self.step(
-                "classifier", 2 * config.hidden_dim * config.num_labels,
+                "classifier", 2 * config.hidden_dim * config.num_labels, config.hidden_dim * config.num_labels,
                 FUNCTION="pointwise", TILES="tiles", TASKS=groups_of(blocks), GROUPS=groups_of(blocks), BANDS=1, BLOCKS=blocks, PIXELS=1,
                 UNITS=units_of(config.hidden_dim), SOURCE=At("arena", plan.pooled), SOURCE_PLANE=BYTES,
                 WEIGHT=self.at("classifier"), BIAS=self.at(("classifier", "bias")), TARGET=At("arena", plan.logits), TARGET_PLANE=BYTES,
