@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 
@@ -186,12 +187,44 @@ def best_bands(most: int, tasks_for) -> int:
     result is to be the same for any number. So it is the one that is good for one, two, four and eight.
     """
     best, best_cost = 1, math.inf
-    for bands in range(1, most + 1):
+    for bands in sorted({b for b in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16) if b <= most} | {most}):
         tasks = tasks_for(bands)
         cost = sum(weight * threads * makespan(tasks, threads) for threads, weight in ((1, 1.0), (2, 1.0), (4, 0.5), (8, 0.25)))
         if cost < best_cost * 0.999:
             best, best_cost = bands, cost
     return best
+
+
+def sizes_of(groups: int, blocks: int) -> list[int]:
+    edges = starts(groups, blocks)
+    return [b1 - b0 for b0, b1 in zip(edges, edges[1:], strict=False)]
+
+
+@functools.lru_cache(maxsize=4096)
+def depthwise_bands(groups, blocks, made, used, height, width, out_height, out_width, kernel, stride, before) -> int:
+    """For an expansion and its depthwise convolution: `made` cycles an input vector, `used` an output vector."""
+    sizes = sizes_of(groups, blocks)
+
+    def tasks_for(bands):
+        tasks = []
+        for band in range(bands):
+            y0, y1 = band * out_height // bands, (band + 1) * out_height // bands
+            rows_in = min(height, (y1 - 1) * stride - before + kernel) - max(0, y0 * stride - before)
+            tasks += [size * (rows_in * width * made + (y1 - y0) * out_width * used) + 1000 for size in sizes]
+        return tasks
+
+    return best_bands(min(out_height, 16), tasks_for)
+
+
+@functools.lru_cache(maxsize=4096)
+def product_bands(groups, blocks, depth, pixels, folding) -> int:
+    """For a projection: `folding` cycles to multiply one register of weights by a gate, in each band anew."""
+
+    def tasks_for(bands):
+        spans = [(band + 1) * pixels // bands - band * pixels // bands for band in range(bands)]
+        return [size * depth * (span + folding) + 500 for size in sizes_of(groups, blocks) for span in spans]
+
+    return best_bands(min(16, max(1, pixels // 24)), tasks_for)
 
 
 # -- the plan ---------------------------------------------------------------------------------------------------------
@@ -366,20 +399,11 @@ class Planner:
         lead = left - before
         span = max(lead + (middle.width - 1) * stride + k, left + source.width)
         row = span * BYTES
-        edges = starts(groups, blocks)
-        sizes = [b1 - b0 for b0, b1 in zip(edges, edges[1:], strict=False)]
         made = (units_of(spec.in_channels) * UNIT if expand else 27 if image else 0) + 10  # cycles a vector of input and of output
         used = k * k + 9
-
-        def tasks_for(bands):
-            tasks = []
-            for band in range(bands):
-                y0, y1 = band * middle.height // bands, (band + 1) * middle.height // bands
-                rows_in = min(source.height, (y1 - 1) * stride - before + k) - max(0, y0 * stride - before)
-                tasks += [size * (rows_in * source.width * made + (y1 - y0) * middle.width * used) + 1000 for size in sizes]
-            return tasks
-
-        bands = best_bands(min(middle.height, 16), tasks_for)
+        bands = depthwise_bands(
+            groups, blocks, made, used, source.height, source.width, middle.height, middle.width, k, stride, before
+        )  # fmt: skip
         most = -(-middle.height // bands)
         chunk = int((RING_BYTES / (vectors * row) - (k - stride)) // stride)
         chunk = max(1, min(most, chunk))
@@ -406,21 +430,12 @@ class Planner:
 
         out_blocks = blocks_of(target.channels)
         out_groups = groups_of(out_blocks)
-        edges = starts(out_groups, out_blocks)
-        out_sizes = [b1 - b0 for b0, b1 in zip(edges, edges[1:], strict=False)]
         depth = units_of(e) * UNIT
-
-        def out_tasks_for(bands, folding=3.0):  # three cycles to fold a gate into a register of weights
-            return [
-                size * depth * ((band + 1) * middle.pixels // bands - band * middle.pixels // bands + folding) + 500
-                for size in out_sizes for band in range(bands)
-            ]
-
-        most = min(16, max(1, middle.pixels // 24))
-        out_bands = best_bands(most, out_tasks_for)
-        scale_pixels = s and middle.pixels * blocks * 2.5 < out_bands * depth * out_blocks * 2.5
+        # Gates go into the weights (once for each band) or into the activations, whichever are fewer.
+        out_bands = product_bands(out_groups, out_blocks, depth, middle.pixels, 3.0 if s else 0.0)
+        scale_pixels = s and middle.pixels * blocks < out_bands * depth * out_blocks
         if scale_pixels:
-            out_bands = best_bands(most, lambda bands: out_tasks_for(bands, 0.0))
+            out_bands = product_bands(out_groups, out_blocks, depth, middle.pixels, 0.0)
         if s:
             panels = groups_of(blocks)
             gate_tasks = min(panels, 8)
