@@ -18,7 +18,9 @@ COLUMNS = 8 if REGISTERS == 32 else 4
 ZERO, INFINITY = np.float32(0), np.float32(np.inf)
 
 
-def _finish(code, sums, target, total, act, low, high):
+def _finish(code, sums, target, target_row, total, act, low, high):
+    for column in range(len(sums)):
+        code.prefetch(target + target_row, column * BYTES, level=1, to_write=True)
     lo, hi = code.splat(low), code.splat(high)
     for mode in code.switch(act, FUSED):
         done = [fused(code, mode, y, lo, hi) for y in sums]
@@ -54,7 +56,7 @@ def _columns(kernel, stride):
                                 if (x - j) % stride == 0 and 0 <= (x - j) // stride < t:
                                     column = (x - j) // stride
                                     sums[column] = code.fma(value, w[j], sums[column])
-                    _finish(code, sums, to + number * (t * BYTES), total, act, low, high)
+                    _finish(code, sums, to + number * (t * BYTES), target_row, total, act, low, high)
             code.store(total_at, total.get())
 
     return columns
@@ -75,7 +77,7 @@ def _any_columns(code, kernel, stride, rows, count, size, sources, moved, taps, 
                     for column in range(t):
                         value = code.load(row + (stride * column + j) * BYTES)
                         sums[column].set(code.fma(value, w, sums[column].get()))
-            _finish(code, [s.get() for s in sums], target + y * target_row + number * (t * BYTES), total, act, low, high)
+            _finish(code, [s.get() for s in sums], target + y * target_row + number * (t * BYTES), target_row, total, act, low, high)
         code.store(total_at, total.get())
 
 

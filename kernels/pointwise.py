@@ -40,6 +40,10 @@ def _tile(halves):
                         pa = source + (unit >> 1) * a_plane + (unit & 1) * (4 * UNIT)
                     else:
                         pa = source + unit * a_plane
+                    if WIDTH > UNIT:
+                        following = pa + r * BYTES + (unit & 1) * (r // 2 * BYTES - 4 * UNIT)
+                        for i in range((r + 1) // 2):
+                            code.prefetch(following, i * BYTES, level=1)
                     pb = here.get()
                     next_line = coming.get()
                     coming.set(code.smaller(next_line + UNIT // 2 * 64, end))

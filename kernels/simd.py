@@ -226,12 +226,12 @@ class Code:
     def store(self, address, value, offset: int = 0) -> None:
         self.builder.store(value.value, self._at(address, offset, value.value.type), align=4)
 
-    def prefetch(self, address, offset: int = 0) -> None:
-        """Asks for the cache line at that address, which need not be a valid one."""
+    def prefetch(self, address, offset: int = 0, level: int = 2, to_write: bool = False) -> None:
+        """Asks for the cache line at that address, which need not be a valid one, into the cache of that level."""
         kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), I32, I32, I32])
         function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
-        read, keep, data = ir.Constant(I32, 0), ir.Constant(I32, 2), ir.Constant(I32, 1)  # into the L2
-        self.builder.call(function, [self._at(address, offset, I8), read, keep, data])
+        numbers = [ir.Constant(I32, n) for n in (int(to_write), 4 - level, 1)]  # write, locality (3 is the L1), data
+        self.builder.call(function, [self._at(address, offset, I8), *numbers])
 
     def smaller(self, a, b) -> Int:
         return Int(self, self.builder.select(a.compare("<", b), a.value, b.value))
