@@ -28,7 +28,11 @@ from pathlib import Path
 import numpy as np
 
 MODELS = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "lite0")
-PEERS = {"torch": ("torch", "transformers"), "onnxruntime": ("onnxruntime", "torch", "transformers"), "openvino": ("openvino", "torch", "transformers")}
+PEERS = {
+    "torch": ("torch", "transformers"),
+    "onnxruntime": ("onnxruntime", "torch", "transformers"),
+    "openvino": ("openvino", "torch", "transformers"),
+}
 OURS = ("numba", "numpy")
 PAUSE = 0.15  # seconds between two turns
 TURN = 0.15  # seconds that an engine runs in its turn, at least one answer
@@ -37,15 +41,21 @@ GEMM_SIZE = 1536
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", nargs="+", default=["b0"], choices=MODELS, metavar="MODEL", help="b0 to b7, lite0 (default: b0)")
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, os.cpu_count() or 1], metavar="N", help="default: 1 and all")
+    parser.add_argument(
+        "--model", nargs="+", default=["b0"], choices=MODELS, metavar="MODEL", help="b0 to b7, lite0 (default: b0)"
+    )
+    parser.add_argument(
+        "--threads", nargs="+", type=int, default=[1, os.cpu_count() or 1], metavar="N", help="default: 1 and all"
+    )
     parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="N", help="images at a time (default: 1)")
     installed = [name for name, needs in PEERS.items() if all(find_spec(module) for module in needs)]
     help_ = f"of {', '.join(PEERS)} (default: those that are installed: {', '.join(installed) or 'none'})"
     parser.add_argument("--peers", nargs="*", default=installed, choices=[*PEERS], metavar="PEER", help=help_)
     parser.add_argument("--seconds", type=float, default=20.0, help="for each model, thread count and batch (default: 20)")
     parser.add_argument("--json", metavar="FILE", help="also write all medians there")
-    parser.add_argument("--plot", metavar="FILE.png", help="also draw a roofline of the steps of the first model (needs matplotlib)")
+    parser.add_argument(
+        "--plot", metavar="FILE.png", help="also draw a roofline of the steps of the first model (needs matplotlib)"
+    )
     parser.add_argument("--no-numpy", action="store_true", help="leave out the NumPy reference, which is slow on large models")
 
 
@@ -67,7 +77,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def print_result(result: dict, peers: list[str], header: bool) -> None:
-    columns = ["model", "threads", "batch", "numba ms", "numpy ms", *[f"{peer} ms" for peer in peers], "of best peer", "of GEMM"]
+    columns = [
+        "model",
+        "threads",
+        "batch",
+        "numba ms",
+        "numpy ms",
+        *[f"{peer} ms" for peer in peers],
+        "of best peer",
+        "of GEMM",
+    ]
     if header:
         print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     ms = result["milliseconds"]
@@ -112,10 +131,16 @@ def measure(model: str, threads: int, batch: int, peers: list[str], with_numpy: 
     best_peer = min((milliseconds[peer] for peer in peers), default=None)
     speed = flops(model) * batch / milliseconds["numba"] / 1e6
     return {
-        "model": model, "threads": threads, "batch": batch, "milliseconds": milliseconds, "rounds": rounds - 1,
-        "of_best_peer": milliseconds["numba"] / best_peer if best_peer else None, "gemm_gflops": gemm,
-        "gflops": speed, "of_gemm": speed / gemm,
-    }  # fmt: skip
+        "model": model,
+        "threads": threads,
+        "batch": batch,
+        "milliseconds": milliseconds,
+        "rounds": rounds - 1,
+        "of_best_peer": milliseconds["numba"] / best_peer if best_peer else None,
+        "gemm_gflops": gemm,
+        "gflops": speed,
+        "of_gemm": speed / gemm,
+    }
 
 
 class Engine:
@@ -126,7 +151,7 @@ class Engine:
         count = str(threads)
         limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), count)
         command = [sys.executable, "-m", "effnet_np.kernels.bench", name, model, count, str(batch), folder]
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed in stop)
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=os.environ | limits
         )
@@ -255,9 +280,15 @@ def prepare(model: str, peers: list[str], folder: str) -> None:
         logging.disable(logging.WARNING)
         file, axes = os.path.join(folder, f"{model}.onnx"), {"pixel_values": {0: "batch"}}
         torch.onnx.export(
-            Logits(), (torch.from_numpy(images(model, 1)),), file, dynamo=False, opset_version=17,
-            input_names=["pixel_values"], output_names=["logits"], dynamic_axes=axes,
-        )  # fmt: skip
+            Logits(),
+            (torch.from_numpy(images(model, 1)),),
+            file,
+            dynamo=False,
+            opset_version=17,
+            input_names=["pixel_values"],
+            output_names=["logits"],
+            dynamic_axes=axes,
+        )
         logging.disable(logging.NOTSET)
 
 
@@ -372,11 +403,20 @@ def plot(model: str, threads: int, file: str) -> None:
     for kind in dict.fromkeys(step[0] for step in steps):
         mine = [step for step in steps if step[0] == kind]
         axes.scatter(
-            [s[2] / s[3] for s in mine], [s[2] / s[1] / 1e6 for s in mine], s=[20 + 400 * s[1] / sum(t[1] for t in steps) for s in mine],
-            alpha=0.6, label=kind,
-        )  # fmt: skip
+            [s[2] / s[3] for s in mine],
+            [s[2] / s[1] / 1e6 for s in mine],
+            s=[20 + 400 * s[1] / sum(t[1] for t in steps) for s in mine],
+            alpha=0.6,
+            label=kind,
+        )
     intensity = np.geomspace(0.25, 500, 100)
-    axes.plot(intensity, np.minimum(roof, bandwidth * intensity), "k-", linewidth=1, label=f"NumPy: {roof:.0f} GFLOP/s, {bandwidth:.0f} GB/s")
+    axes.plot(
+        intensity,
+        np.minimum(roof, bandwidth * intensity),
+        "k-",
+        linewidth=1,
+        label=f"NumPy: {roof:.0f} GFLOP/s, {bandwidth:.0f} GB/s",
+    )
     axes.set(xscale="log", yscale="log", xlabel="FLOP for each byte of the step's tensors", ylabel="GFLOP/s")
     axes.set_title(f"{model}, {threads} threads, batch 1: every step; the area is its share of the time")
     axes.legend()

@@ -1,4 +1,12 @@
-"""Compiled."""
+"""compile(model) -> CompiledEfficientNet: the same call and the same outputs, computed by the kernels.
+
+What it holds: the packed weights, once; a few plans, one for each image size that was seen lately; one arena for the
+activations and one scratch, both as large as the largest plan wants; and a pool of threads. Images of a batch go through
+one after another: each one's activations then stay in the caches, and the arena is that of one image.
+
+It keeps nothing of the model that it was made from but the configuration and the image processor. Several Python threads
+may call it; they take turns.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +23,13 @@ from effnet_np.kernels import library, table
 from effnet_np.kernels.plan import ALIGN, Plane, Planner, Weights
 from effnet_np.kernels.pool import Pool
 from effnet_np.kernels.target import WIDTH
-from effnet_np.model import BaseModelOutput, EfficientNetForImageClassification, ImageClassifierOutput, PreTrainedModel, classification_loss
+from effnet_np.model import (
+    BaseModelOutput,
+    EfficientNetForImageClassification,
+    ImageClassifierOutput,
+    PreTrainedModel,
+    classification_loss,
+)
 
 MOST_PLANS = 8  # image sizes whose plans are kept
 _models: weakref.WeakSet = weakref.WeakSet()
@@ -114,7 +128,9 @@ class CompiledEfficientNet:
             self._plans.move_to_end(key)
         return bound
 
-    def __call__(self, pixel_values=None, labels=None, output_hidden_states: bool | None = None, return_dict: bool | None = None):
+    def __call__(
+        self, pixel_values=None, labels=None, output_hidden_states: bool | None = None, return_dict: bool | None = None
+    ):
         if self._reference is not None:
             more = {"labels": labels} if self.classifies else {}
             return self._reference(pixel_values, output_hidden_states=output_hidden_states, return_dict=return_dict, **more)
@@ -150,7 +166,6 @@ class CompiledEfficientNet:
         else:
             output = BaseModelOutput(features, logits, states)
         return output if (config.use_return_dict if return_dict is None else return_dict) else output.to_tuple()
-
 
     def profile(self, pixel_values, rounds: int = 30) -> list[tuple[str, float, int, int]]:
         """(kind, milliseconds, FLOP, bytes of its tensors) of each step for the first image, medians over the rounds."""

@@ -69,11 +69,13 @@ def _machine():
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_triple(TRIPLE)
-    return target.create_target_machine(cpu=CPU_NAME, features=CPU_FEATURES, opt=3, reloc="default", codemodel="jitdefault", jit=True)
+    return target.create_target_machine(
+        cpu=CPU_NAME, features=CPU_FEATURES, opt=3, reloc="default", codemodel="jitdefault", jit=True
+    )
 
 
 def _compile(progress: Callable[[int, int, str], None] | None) -> tuple[bytes, list[str]]:
-    """The object file with all kernels, and their names. `progress(done, total, name)` is called before each of them and at the end."""
+    """The object file with all kernels, and their names. `progress(done, total, name)` is told of each and of the end."""
     from numba import cfunc
 
     from effnet_np.kernels import depthwise, head, native, pointwise, program, squeeze_excite, stem  # noqa: F401  (they register)
@@ -141,7 +143,7 @@ def _names(code: bytes) -> list[str]:
 
 
 def addresses(progress: Callable[[int, int, str], None] | None = None) -> dict[str, int]:
-    """The address of each kernel by name: from memory, from disk, or compiled now. A cache that cannot be written is warned of."""
+    """The address of each kernel by name: from memory, from disk, or compiled now. Warns of a cache that cannot be written."""
     global _loaded
     with _lock:
         if _loaded is None:

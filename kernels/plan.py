@@ -1,4 +1,14 @@
-"""Plan."""
+"""The plan: a model's weights packed for the kernels, and its layers as a table of steps over one arena of floats.
+
+Weights are packed once for a model (`Weights`): batch norm is folded into the convolution before it, in float64; a matrix
+becomes panels, each with the weights of up to 3 blocks of output channels in the order in which a tile reads them; swish's
+factor goes in (see activations.py). A plan (`Planner`) is made for each image size: where every map lies in the arena, how
+each step is cut into tasks, and one row of numbers for each step, which table.py describes.
+
+A block of EfficientNet is three steps: expansion and depthwise convolution; squeeze-excite; projection. Maps lie in the arena
+as planes of (H, W, WIDTH), one plane for each WIDTH channels, and channels that only fill the last plane are zeros: their
+weights are zero, and every activation takes 0 to 0. Two places in the arena take turns as input and output of a block.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +23,8 @@ from effnet_np.kernels.table import CLAMP, CLAMPS, CODES, INNER, SWISH, depthwis
 from effnet_np.kernels.target import BYTES, HALVES, UNIT, VECTORS, WIDTH
 
 ALIGN = 64
-RING_BYTES = 384 * 1024
+NO_ACTIVATION = {"ACTIVATION": CLAMP, "LOW": -math.inf, "HIGH": math.inf}
+RING_BYTES = 384 * 1024  # of a thread's ring of expanded rows: well inside of an L2 of 512 KB or more
 
 
 def blocks_of(channels: int) -> int:
@@ -59,7 +70,12 @@ class Weights:
         eps = config.batch_norm_eps
         inner = INNER if CODES[config.hidden_act] == SWISH else 1.0
         self.inner = inner
-        self._stem("stem", lambda: fold(state, "embeddings.convolution", "embeddings.batchnorm", eps, 1.0, inner), config.num_channels, config.stem_channels)
+        self._stem(
+            "stem",
+            lambda: fold(state, "embeddings.convolution", "embeddings.batchnorm", eps, 1.0, inner),
+            config.num_channels,
+            config.stem_channels,
+        )
         for spec in config.blocks():
             name = f"encoder.blocks.{spec.index}."
             b, e, s = spec.index, spec.expanded_channels, spec.squeeze_channels
@@ -70,24 +86,48 @@ class Weights:
                 return fold(state, name + conv, name + norm, eps, scale_in, scale_out)
 
             if spec.expand_ratio != 1:
-                self._matrix((b, "expand"), lambda f=folded, o=outer: f("expansion.expand_conv", "expansion.expand_bn", o, inner), spec.in_channels, e)
+                self._matrix(
+                    (b, "expand"),
+                    lambda f=folded, o=outer: f("expansion.expand_conv", "expansion.expand_bn", o, inner),
+                    spec.in_channels,
+                    e,
+                )
             before = outer if spec.expand_ratio == 1 else inner
-            self._taps((b, "depthwise"), lambda f=folded, i=before: f("depthwise_conv.depthwise_conv", "depthwise_conv.depthwise_norm", i, inner), e, spec.kernel_size)
+            self._taps(
+                (b, "depthwise"),
+                lambda f=folded, i=before: f("depthwise_conv.depthwise_conv", "depthwise_conv.depthwise_norm", i, inner),
+                e,
+                spec.kernel_size,
+            )
             if s:
                 se = name + "squeeze_excite."
 
                 def dense(layer, scale_in=1.0, scale_out=1.0, se=se):
-                    return state[se + layer + ".weight"] * np.float32(scale_out / scale_in), state[se + layer + ".bias"] * np.float32(scale_out)
+                    return state[se + layer + ".weight"] * np.float32(scale_out / scale_in), state[
+                        se + layer + ".bias"
+                    ] * np.float32(scale_out)
 
                 rows = blocks_of(e) * WIDTH
                 self._matrix((b, "reduce"), lambda d=dense: d("reduce", inner, inner), e, s, rows=rows, in_order=True)
                 self._matrix((b, "gate"), lambda d=dense: d("expand", inner), s, e)
-            self._matrix((b, "project"), lambda f=folded: f("projection.project_conv", "projection.project_bn", inner, 1.0), e, spec.out_channels)
+            self._matrix(
+                (b, "project"),
+                lambda f=folded: f("projection.project_conv", "projection.project_bn", inner, 1.0),
+                e,
+                spec.out_channels,
+            )
         last = config.blocks()[-1].out_channels
-        self._matrix("head", lambda: fold(state, "encoder.top_conv", "encoder.top_bn", eps, 1.0, inner), last, config.head_channels)
+        self._matrix(
+            "head", lambda: fold(state, "encoder.top_conv", "encoder.top_bn", eps, 1.0, inner), last, config.head_channels
+        )
         self.classifier = "classifier.weight" in state
         if self.classifier:
-            self._matrix("classifier", lambda: (state["classifier.weight"], state["classifier.bias"]), config.hidden_dim, config.num_labels)
+            self._matrix(
+                "classifier",
+                lambda: (state["classifier.weight"], state["classifier.bias"]),
+                config.hidden_dim,
+                config.num_labels,
+            )
         self._memory = np.zeros(self.size // 4 + ALIGN // 4, np.float32)
         start = -self._memory.ctypes.data % ALIGN
         self.data = self._memory[start // 4 : start // 4 + self.size // 4]
@@ -115,10 +155,8 @@ class Weights:
         def fill(out):
             weight = weight_and_bias()[0].reshape(outputs, inputs)
             position = 0
-            if in_order:  # cut at every third block, the rest last
-                edges = [*range(0, blocks, VECTORS), blocks]
-            else:
-                edges = starts(groups_of(blocks), blocks)
+            # In order: cut at every third block, the rest last.
+            edges = [*range(0, blocks, VECTORS), blocks] if in_order else starts(groups_of(blocks), blocks)
             for b0, b1 in zip(edges, edges[1:], strict=False):
                 width = (b1 - b0) * WIDTH
                 panel = out[position : position + rows * width].reshape(rows, width)
@@ -328,7 +366,9 @@ class Planner:
         for spec in specs:
             h, w = spec.output_size(h, w)
             if h < 1 or w < 1:
-                raise ValueError(f"an image of {height} x {width} is too small for this network: block {spec.index} has nothing left")
+                raise ValueError(
+                    f"an image of {height} x {width} is too small for this network: block {spec.index} has nothing left"
+                )
             shapes.append((spec.out_channels, h, w))
         fuse_stem = specs[0].expand_ratio == 1 and not self.keep_hidden
         sizes = [blocks_of(c) * hh * ww * BYTES for c, hh, ww in shapes]
@@ -366,8 +406,8 @@ class Planner:
         self.step(
             "stem", 2 * 9 * self.config.num_channels * target.channels * target.pixels,
             self.config.num_channels * height * width + target.channels * target.pixels,
-            FUNCTION="stem", TILES="tiles", TASKS=groups * bands, GROUPS=groups, BLOCKS=blocks, BANDS=bands, HEIGHT=target.height, ROWS="stem_row",
-            WIDTH_=target.width, TARGET=At("arena", target.offset), TARGET_PLANE=target.plane, **columns, **self.activation,
+            FUNCTION="stem", ROWS="stem_row", TASKS=groups * bands, GROUPS=groups, BLOCKS=blocks, BANDS=bands,
+            HEIGHT=target.height, WIDTH_=target.width, TARGET=At("arena", target.offset), TARGET_PLANE=target.plane, **columns, **self.activation,
         )  # fmt: skip
 
     def _block(self, spec, source: Plane, target: Plane, expanded: int, image):
@@ -392,14 +432,20 @@ class Planner:
             producer = {"PRODUCER": table.COPY, "SOURCE": At("arena", source.offset), "SOURCE_PLANE": source.plane}
             groups = groups_of(blocks)
         vectors = -(-blocks // groups)
-        floats = e * middle.pixels + e * k * k + (image[0] * image[1] * self.config.num_channels if image else source.channels * source.pixels)
+        floats = (
+            e * middle.pixels
+            + e * k * k
+            + (image[0] * image[1] * self.config.num_channels if image else source.channels * source.pixels)
+        )
         floats += spec.in_channels * e if expand else 0
         before, after = spec.padding
         left = max(before, 0)
         lead = left - before
         span = max(lead + (middle.width - 1) * stride + k, left + source.width)
         row = span * BYTES
-        made = (units_of(spec.in_channels) * UNIT if expand else 27 if image else 0) + 10  # cycles a vector of input and of output
+        made = (
+            units_of(spec.in_channels) * UNIT if expand else 27 if image else 0
+        ) + 10  # cycles a vector of input and of output
         used = k * k + 9
         bands = depthwise_bands(
             groups, blocks, made, used, source.height, source.width, middle.height, middle.width, k, stride, before
@@ -420,7 +466,8 @@ class Planner:
             squeeze = {"SQUEEZE": self.at((spec.index, "reduce")), "SQUEEZE_BLOCKS": sb, "PARTIAL": At("arena", partial)}
         self.step(
             "stem+depthwise" if image else "expand+depthwise" if expand else "depthwise", flops, floats,
-            FUNCTION="depthwise", TILES="tiles", TASKS=tasks, GROUPS=groups, BLOCKS=blocks, BANDS=bands, KERNEL=k, STRIDE=stride, PAD=before,
+            FUNCTION="depthwise", TILES="tiles", TASKS=tasks, GROUPS=groups, BLOCKS=blocks, BANDS=bands,
+            KERNEL=k, STRIDE=stride, PAD=before,
             HEIGHT=source.height, WIDTH_=source.width, OUT_HEIGHT=middle.height, OUT_WIDTH=middle.width,
             ROWS=depthwise_rows_name(k, stride), STEM="stem_row", LIST=listed,
             CHUNK=chunk, RING=ring, ROW=row, LEAD=lead, TAPS=self.at((spec.index, "depthwise")),
@@ -445,14 +492,19 @@ class Planner:
                 scaled = {"SOURCE": At("arena", middle.offset), "SOURCE_PLANE": middle.plane, "PIXELS": middle.pixels}
             self.step(
                 "squeeze-excite", 4 * s * e, 2 * s * e,
-                FUNCTION="gates", TILES="tiles", TASKS=gate_tasks, BANDS=gate_tasks, GROUPS=panels, BLOCKS=blocks, UNITS=units_of(s),
+                FUNCTION="gates", TILES="tiles", TASKS=gate_tasks, BANDS=gate_tasks, GROUPS=panels, BLOCKS=blocks,
+                UNITS=units_of(s),
                 PARTIAL=At("arena", partial), PARTIALS=tasks, SQUEEZE_BLOCKS=blocks_of(s),
                 BIAS=self.at(((spec.index, "reduce"), "bias")), WEIGHT=self.at((spec.index, "gate")),
                 SHIFT=self.at(((spec.index, "gate"), "bias")), GATES=At("arena", gate_at), SCALE=1.0 / middle.pixels,
                 **scaled, **self.activation,
             )  # fmt: skip
         units = units_of(e)
-        more = {"HALF": int(HALVES and 0 < target.channels % WIDTH <= WIDTH // 2 and target.channels > WIDTH // 2 and out_blocks > 1)}
+        more = {
+            "HALF": int(
+                HALVES and 0 < target.channels % WIDTH <= WIDTH // 2 and target.channels > WIDTH // 2 and out_blocks > 1
+            )
+        }
         if out_blocks == starts(out_groups, out_blocks)[-2] + 1:
             more["HALF"] = 0  # a tile of half a register does not exist
         if s and not scale_pixels:
@@ -463,10 +515,11 @@ class Planner:
         self.step(
             "project", 2 * e * target.channels * target.pixels,
             e * middle.pixels + e * target.channels + target.channels * target.pixels * (2 if spec.residual else 1),
-            FUNCTION="pointwise", TILES="tiles", TASKS=out_groups * out_bands, GROUPS=out_groups, BANDS=out_bands, BLOCKS=out_blocks,
+            FUNCTION="pointwise", TILES="tiles", TASKS=out_groups * out_bands, GROUPS=out_groups, BANDS=out_bands,
+            BLOCKS=out_blocks,
             PIXELS=middle.pixels, UNITS=units, SOURCE=At("arena", middle.offset), SOURCE_PLANE=middle.plane,
             WEIGHT=self.at((spec.index, "project")), BIAS=self.at(((spec.index, "project"), "bias")),
-            TARGET=At("arena", target.offset), TARGET_PLANE=target.plane, ACTIVATION=CLAMP, LOW=-math.inf, HIGH=math.inf, **more,
+            TARGET=At("arena", target.offset), TARGET_PLANE=target.plane, **NO_ACTIVATION, **more,
         )  # fmt: skip
 
     def _head(self, source: Plane, keep_last):
@@ -482,8 +535,9 @@ class Planner:
         self.step(
             "head", 2 * source.channels * config.head_channels * source.pixels,
             source.channels * (source.pixels + config.head_channels) + config.head_channels,
-            FUNCTION="head", TILES="tiles", TASKS=groups, GROUPS=groups, BLOCKS=blocks, PIXELS=source.pixels, UNITS=units_of(source.channels),
-            SOURCE=At("arena", source.offset), SOURCE_PLANE=source.plane, WEIGHT=self.at("head"), BIAS=self.at(("head", "bias")),
+            FUNCTION="head", TILES="tiles", TASKS=groups, GROUPS=groups, BLOCKS=blocks, PIXELS=source.pixels,
+            UNITS=units_of(source.channels), SOURCE=At("arena", source.offset), SOURCE_PLANE=source.plane,
+            WEIGHT=self.at("head"), BIAS=self.at(("head", "bias")),
             POOL=table.MAX if config.pooling_type == "max" else table.MEAN, POOLED=At("arena", plan.pooled),
             SCALE=1.0 if config.pooling_type == "max" else 1.0 / source.pixels, RESCALE=1.0 / self.weights.inner,
             **more, **self.activation,
@@ -493,8 +547,9 @@ class Planner:
             plan.logits = self.reserve(blocks * BYTES)
             self.step(
                 "classifier", 2 * config.hidden_dim * config.num_labels, config.hidden_dim * config.num_labels,
-                FUNCTION="pointwise", TILES="tiles", TASKS=groups_of(blocks), GROUPS=groups_of(blocks), BANDS=1, BLOCKS=blocks, PIXELS=1,
+                FUNCTION="pointwise", TILES="tiles", TASKS=groups_of(blocks), GROUPS=groups_of(blocks), BANDS=1,
+                BLOCKS=blocks, PIXELS=1,
                 UNITS=units_of(config.hidden_dim), SOURCE=At("arena", plan.pooled), SOURCE_PLANE=BYTES,
-                WEIGHT=self.at("classifier"), BIAS=self.at(("classifier", "bias")), TARGET=At("arena", plan.logits), TARGET_PLANE=BYTES,
-                ACTIVATION=CLAMP, LOW=-math.inf, HIGH=math.inf,
+                WEIGHT=self.at("classifier"), BIAS=self.at(("classifier", "bias")), TARGET=At("arena", plan.logits),
+                TARGET_PLANE=BYTES, **NO_ACTIVATION,
             )  # fmt: skip

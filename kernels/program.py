@@ -1,4 +1,15 @@
-"""Program."""
+"""The program: one function runs any plan, and every thread of the pool is inside of it for a whole inference.
+
+Plain meaning: for each step of the table, for each of its tasks: kernel(row, task, scratch).
+
+A parallel region for each of a network's 48 steps would wake the threads up 48 times, which costs as much as the arithmetic
+of B0. So each thread walks through all steps. Within a step an atomic counter hands the tasks out; at its end each
+waits until all tasks are done, spinning, which takes a microsecond (sync.py). It offers its core to others where that takes
+longer, as on a machine with more threads than cores.
+
+Which thread does which task is left to chance. Nothing depends on it: each task writes numbers of its own, and what is added
+up over tasks is added in their order.
+"""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-from effnet_np.kernels.target import AVX512, BYTES, REGISTERS, WIDTH, X86
+from effnet_np.kernels.target import AVX512, WIDTH
 
 I1, I8, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 VECTOR, INTEGERS = ir.VectorType(F32, WIDTH), ir.VectorType(I32, WIDTH)
@@ -306,7 +306,9 @@ class Code:
             lanes //= 2
             undefined = ir.Constant(value.type, ir.Undefined)
             low = self.builder.shuffle_vector(value, undefined, ir.Constant(ir.VectorType(I32, lanes), list(range(lanes))))
-            high = self.builder.shuffle_vector(value, undefined, ir.Constant(ir.VectorType(I32, lanes), list(range(lanes, 2 * lanes))))
+            high = self.builder.shuffle_vector(
+                value, undefined, ir.Constant(ir.VectorType(I32, lanes), list(range(lanes, 2 * lanes)))
+            )
             value = self.builder.fadd(low, high)
         return self.builder.extract_element(value, ir.Constant(I32, 0))
 

@@ -1,8 +1,22 @@
-"""Squeeze-excite."""
+"""Squeeze-excite: a gate between 0 and 1 for each channel, from the means of all channels.
+
+Plain meaning:
+
+    squeezed = activation(reduce @ mean + bias_reduce)        # (S, C) @ (C,) -> (S,)
+    gates    = sigmoid(expand @ squeezed + bias_expand)       # (C, S) @ (S,) -> (C,)
+
+Few multiplications, but it stands between two large steps and needs all of the first before any of the second. So its
+first product is done by the tasks of the depthwise convolution, each for its own channels; here their results are added
+up, in the order of the tasks and not in that of the threads, and every task of this step makes the gates of some channels.
+
+The gates are then used in one of two ways, whichever touches fewer numbers: multiplied into the projection's weights
+(pointwise.py), or into the activations, here.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+
 from effnet_np.kernels import table
 from effnet_np.kernels.activations import apply, gate
 from effnet_np.kernels.native import native
@@ -35,9 +49,27 @@ def gates(row, task, scratch):
         vectors = group_start(group + 1, groups, blocks) - b0
         to = target + b0 * BYTES
         call_tiles(
-            get(row, table.TILES), 2 * vectors, 1, 1, scratch, 0, BYTES, units, weight + b0 * (units * UNIT * BYTES), shift + b0 * BYTES, to, 0, BYTES, 0, 0,
-            CLAMP, weight, weight, -INFINITY, INFINITY,
-        )  # fmt: skip
+            get(row, table.TILES),
+            2 * vectors,
+            1,
+            1,
+            scratch,
+            0,
+            BYTES,
+            units,
+            weight + b0 * (units * UNIT * BYTES),
+            shift + b0 * BYTES,
+            to,
+            0,
+            BYTES,
+            0,
+            0,
+            CLAMP,
+            weight,
+            weight,
+            -INFINITY,
+            INFINITY,
+        )
         for v in range(vectors):
             g = gate(load(to + v * BYTES))
             store(to + v * BYTES, g)

@@ -1,4 +1,17 @@
-"""Stem."""
+"""The stem: a 3x3 convolution with stride 2 over the few channels of the picture.
+
+Plain meaning, with one row of zeros below the picture and one column right of it:
+
+    out[y, x, :] = activation(sum over c, i, j of picture[c, 2y + i, 2x + j] * weight[c, i, j, :] + bias)
+
+It is a matrix product with 27 inputs for a position (3 colours), which lie 2 numbers apart for neighbouring positions. So it is
+done as one, with a tile of 8 positions times up to 3 registers of channels (as in pointwise.py), straight from the
+picture's own NCHW layout: nothing is unfolded. The three rows of each colour that an output row needs are copied to the
+thread's scratch first, 3% of the work, so that the zeros at the edges need no case of their own.
+
+Block 0 of EfficientNet reads the stem's output and nothing else does, so depthwise.py asks for it row by row (`stem_row`)
+and it never goes to memory. Only where hidden states are wanted is it a step of its own (`stem`).
+"""
 
 from __future__ import annotations
 
@@ -108,4 +121,6 @@ def stem(row, task, scratch):
     height, width = get(row, table.HEIGHT), get(row, table.WIDTH_)
     plane = get(row, table.TARGET_PLANE)
     for r in range(band * height // bands, (band + 1) * height // bands):
-        call_stem_row(get(row, table.ROWS), row, r, b0, vectors, scratch, get(row, table.TARGET) + b0 * plane + r * width * BYTES, plane)
+        call_stem_row(
+            get(row, table.ROWS), row, r, b0, vectors, scratch, get(row, table.TARGET) + b0 * plane + r * width * BYTES, plane
+        )

@@ -41,7 +41,16 @@ MEAN, MAX = range(2)  # POOL
 
 # CLAMP is min(max(x, LOW), HIGH): relu, relu6 and "none".
 CLAMP, SWISH, GELU, GELU_NEW, SELU, MISH = range(6)
-CODES = {"swish": SWISH, "silu": SWISH, "relu": CLAMP, "relu6": CLAMP, "gelu": GELU, "gelu_new": GELU_NEW, "selu": SELU, "mish": MISH}
+CODES = {
+    "swish": SWISH,
+    "silu": SWISH,
+    "relu": CLAMP,
+    "relu6": CLAMP,
+    "gelu": GELU,
+    "gelu_new": GELU_NEW,
+    "selu": SELU,
+    "mish": MISH,
+}
 CLAMPS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 # Inside of the network swish takes and gives numbers that are this many times what they mean, see activations.py.
 INNER = -1 / math.log(2)

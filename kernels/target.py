@@ -8,7 +8,7 @@ import llvmlite.binding as llvm
 
 
 def _cpu() -> tuple[str, str]:
-    """(name, features) as LLVM wants them: the host's, or what NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say, as Numba reads them."""
+    """(name, features) as LLVM wants them: the host's, or NUMBA_CPU_NAME and NUMBA_CPU_FEATURES, read as Numba reads them."""
     name, features = os.environ.get("NUMBA_CPU_NAME"), os.environ.get("NUMBA_CPU_FEATURES")
     if features is None:
         features = llvm.get_host_cpu_features().flatten() if name is None else ""
@@ -24,7 +24,7 @@ WIDTH = 16 if AVX512 else 8 if "avx" in _present else 4  # float32 numbers in a 
 REGISTERS = 32 if AVX512 or not X86 else 16  # AVX-512 and NEON have 32, AVX and SSE 16
 BYTES = 4 * WIDTH  # of a register
 
-# The matrix product goes through its inputs in units of this many channels, so a network's 24 or 40 are not rounded up to 32 or 48.
+# The matrix product goes through its inputs in units of this many channels, so that 24 or 40 are not rounded up to 32 or 48.
 UNIT = min(8, WIDTH)
 # Its tiles are up to this many registers wide,
 VECTORS = 3

@@ -52,18 +52,21 @@ def pictures(config, batch=1, size=None, seed=0):
 
 def assert_same(got, expected, tolerance=2e-5):
     """Every output: the same shape and dtype, finite, alive, and equal relative to the largest value."""
-    assert list(got.keys()) == list(expected.keys())
-    pairs = [(got[name], expected[name]) for name in got.keys() if name != "hidden_states"]
+    names = list(got.keys())
+    assert names == list(expected.keys())
+    pairs = [(got[name], expected[name]) for name in names if name != "hidden_states"]
     if expected.hidden_states is not None:
         assert len(got.hidden_states) == len(expected.hidden_states)
         pairs += zip(got.hidden_states, expected.hidden_states, strict=True)
     for ours, reference in pairs:
-        assert ours.shape == reference.shape and ours.dtype == np.float32
-        assert np.isfinite(ours).all() and np.abs(reference).max() > 1e-3
+        assert ours.shape == reference.shape
+        assert ours.dtype == np.float32
+        assert np.isfinite(ours).all()
+        assert np.abs(reference).max() > 1e-3
         assert np.abs(ours - reference).max() <= tolerance * np.abs(reference).max()
 
 
-SMALL = {"depthwise_padding": [], "width_coefficient": 0.25, "depth_coefficient": 0.5, "image_size": 64, "hidden_dim": 320, "num_labels": 10}
+SMALL = {"width_coefficient": 0.25, "depth_coefficient": 0.5, "image_size": 64, "hidden_dim": 320, "num_labels": 10}
 
 
 def small(**fields):
@@ -85,7 +88,8 @@ VARIANTS = {
     "first block expands": {"expand_ratios": [4, 6, 1, 6, 3, 1, 2]},
     "stride 2 everywhere": {"strides": [2, 2, 1, 2, 1, 1, 1]},
     "one stage": {
-        "kernel_sizes": [3], "in_channels": [32], "out_channels": [16], "strides": [1], "num_block_repeats": [3], "expand_ratios": [1],
+        "kernel_sizes": [3], "in_channels": [32], "out_channels": [16], "strides": [1], "num_block_repeats": [3],
+        "expand_ratios": [1],
     },
     **{f"activation {name}": {"hidden_act": name} for name in ("relu", "relu6", "gelu", "gelu_new", "selu", "mish", "silu")},
 }  # fmt: skip
@@ -208,7 +212,8 @@ def test_the_reference_may_go_and_the_image_processor_stays():
     model = live(small())
     model.image_processor = object()
     fast = compile_model(model)
-    assert fast.config is model.config and fast.image_processor is model.image_processor
+    assert fast.config is model.config
+    assert fast.image_processor is model.image_processor
     import weakref
 
     gone = weakref.ref(model)
@@ -298,7 +303,8 @@ from test_kernels import live, pictures, small, assert_same
 from effnet_np.kernels import library
 from effnet_np.kernels.compiled import compile
 from effnet_np.kernels.target import WIDTH
-for fields in ({{}}, {{"hidden_act": "gelu", "image_size": 75}}, {{"width_coefficient": 1.0, "hidden_dim": 1280, "depth_coefficient": 0.4}}):
+wide = {{"width_coefficient": 1.0, "hidden_dim": 1280, "depth_coefficient": 0.4}}
+for fields in ({{}}, {{"hidden_act": "gelu", "image_size": 75}}, wide):
     model = live(small(**fields)); images = pictures(model.config)
     assert_same(compile(model, threads=2)(images, output_hidden_states=True), model(images, output_hidden_states=True))
 print("width", WIDTH)
@@ -307,7 +313,8 @@ print("width", WIDTH)
 
 def run_python(code, **environment):
     code = code.format(tests=os.path.dirname(__file__))
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment, timeout=300)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=300)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +373,8 @@ assert "numba" not in sys.modules
 
 def test_torn_cache_file_is_noticed_and_unwritable_cache_is_warned_of(tmp_path, monkeypatch):
     monkeypatch.setenv("EFFNET_NP_KERNEL_CACHE", str(tmp_path / "folder"))
-    assert not library._intact(b"") and not library._intact(library._seal(b"code", ["a"])[:-1])
+    assert not library._intact(b"")
+    assert not library._intact(library._seal(b"code", ["a"])[:-1])
     assert library._intact(library._seal(b"code", ["a"]))
     (tmp_path / "folder").write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="EFFNET_NP_KERNEL_CACHE"):
