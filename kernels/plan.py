@@ -407,7 +407,8 @@ class Planner:
             "stem", 2 * 9 * self.config.num_channels * target.channels * target.pixels,
             self.config.num_channels * height * width + target.channels * target.pixels,
             FUNCTION="stem", ROWS="stem_row", TASKS=groups * bands, GROUPS=groups, BLOCKS=blocks, BANDS=bands,
-            HEIGHT=target.height, WIDTH_=target.width, TARGET=At("arena", target.offset), TARGET_PLANE=target.plane, **columns, **self.activation,
+            HEIGHT=target.height, WIDTH_=target.width, TARGET=At("arena", target.offset), TARGET_PLANE=target.plane,
+            **columns, **self.activation,
         )  # fmt: skip
 
     def _block(self, spec, source: Plane, target: Plane, expanded: int, image):

@@ -379,3 +379,38 @@ def test_torn_cache_file_is_noticed_and_unwritable_cache_is_warned_of(tmp_path, 
     (tmp_path / "folder").write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="EFFNET_NP_KERNEL_CACHE"):
         library._keep(library.cache_file(), b"x")
+
+
+# -- which backend answers --------------------------------------------------------------------------------------------
+
+
+def test_backend_is_chosen_by_what_is_there(tmp_path, monkeypatch):
+    from effnet_np.kernels import backend
+    from effnet_np.kernels.compiled import CompiledEfficientNet
+
+    model = live(small())
+    library.addresses()
+    assert backend.choose(model, "numpy") == (model, None)
+    assert isinstance(backend.choose(model, "auto")[0], CompiledEfficientNet)
+    with pytest.raises(ValueError, match="backend must be"):
+        backend.choose(model, "cuda")
+    monkeypatch.setattr(library, "_loaded", None)
+    monkeypatch.setenv("EFFNET_NP_KERNEL_CACHE", str(tmp_path))  # nothing is compiled there
+    chosen, hint = backend.choose(model, "auto")
+    assert chosen is model
+    assert "warmup" in hint
+
+
+def test_warmup_says_where_the_code_is_kept(capsys):
+    from effnet_np.kernels.warmup import warmup
+
+    library.addresses()
+    assert warmup() == 0
+    assert str(library.cache_file()) in capsys.readouterr().err
+
+
+def test_profile_names_every_step():
+    fast = compile_model(live(small()), threads=2)
+    steps = fast.profile(pictures(fast.config), rounds=3)
+    assert steps[-1][0] == "classifier"
+    assert all(milliseconds >= 0 and work > 0 and size > 0 for _, milliseconds, work, size in steps)
