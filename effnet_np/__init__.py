@@ -14,6 +14,20 @@ from effnet_np.model import EfficientNetForImageClassification, EfficientNetMode
 from effnet_np.summary import summary
 from effnet_np.trace import Trace
 
+
+def compile(model, threads=None):
+    """The same model, run by kernels compiled for this CPU: same call, same outputs; `threads` is by default all cores.
+
+    The first call on a machine compiles the kernels, which takes some seconds (`effnet-np warmup` does it ahead, with a
+    progress bar). Raises ImportError where Numba is missing: pip install 'effnet_np[numba]'.
+    """
+    try:
+        from effnet_np.kernels.compiled import CompiledEfficientNet
+    except ImportError as error:
+        raise ImportError(f"effnet_np.compile needs Numba ({error}): pip install 'effnet_np[numba]'") from error
+    return CompiledEfficientNet(model, threads)
+
+
 __all__ = [
     "EfficientNetConfig",
     "EfficientNetForImageClassification",
@@ -24,6 +38,7 @@ __all__ = [
     "classify",
     "compare",
     "compare_with_torch",
+    "compile",
     "explain",
     "summary",
 ]

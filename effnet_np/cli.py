@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ DESCRIPTION = """EfficientNet in NumPy: say what is on a picture, on a CPU, with
   effnet-np classify photo.jpg               the embedded model, no network needed
   effnet-np classify photos/ --json          a folder, one JSON object a line
   effnet-np explain photo.jpg -o why.png     where in the picture the evidence lies
+  effnet-np warmup                           compile the kernels, once: faster answers
   effnet-np summary --model b4               layers, parameters, multiply-adds
   effnet-np export google/efficientnet-b0 -o b0.h5
   effnet-np trace photo.jpg -o golden.h5     every activation, by name
@@ -65,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     limit = "refuse larger pictures (default: %(default)s)"
     command.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N", help=limit)
     command.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+    backends = "numpy, numba (compiled kernels), or auto: numba where it is warmed up (default: %(default)s)"
+    command.add_argument("--backend", choices=("auto", "numpy", "numba"), default="auto", help=backends)
     command.set_defaults(run=_classify)
 
     rows = "a row a layer: output shape, parameters, multiply-adds"
@@ -82,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_export)
 
     _add_trace_commands(commands)
+    _add_kernel_commands(commands)
     return parser
 
 
@@ -134,6 +139,18 @@ def _add_trace_commands(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_compare)
 
 
+def _add_kernel_commands(commands: argparse._SubParsersAction) -> None:
+    from effnet_np.kernels import bench
+
+    ahead = "compile the kernels for this CPU, and keep them on disk"
+    command = commands.add_parser("warmup", help=ahead, description=ahead.capitalize() + ": later answers are faster.")
+    command.set_defaults(run=_warmup)
+    beside = "measure the kernels beside NumPy, PyTorch, ONNX Runtime and OpenVINO"
+    command = commands.add_parser("bench", help=beside, description=beside.capitalize() + ", those that are installed.")
+    bench.add_arguments(command)
+    command.set_defaults(run=bench.run)
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
@@ -144,12 +161,14 @@ def _positive(text: str) -> int:
 
 
 def _classify(options: argparse.Namespace) -> int:
-    from effnet_np.classify import get_model, predict, preprocess
+    from effnet_np.classify import get_runner, predict, preprocess
 
     paths, failed = _expand(options.images)
     for name, reason in failed:
         _report_failure(name, reason, options.json)
-    model = get_model(options.model)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"effnet-np: {message}", file=sys.stderr)
+        model = get_runner(options.model, options.backend)
     for chunk in _chunks(_progress(paths), options.batch_size):
         inputs, errors = {}, {}
         for path in chunk:
@@ -256,6 +275,14 @@ def _export(options: argparse.Namespace) -> int:
     verified = f", logits equal to transformers' on {options.verify}" if options.verify else ""
     print(f"{options.output}: {size / 1e6:.1f} MB, read back bit by bit{verified}\nsha256 of the tensors: {digest}")
     return 0
+
+
+def _warmup(options: argparse.Namespace) -> int:
+    try:
+        from effnet_np.kernels.warmup import warmup
+    except ImportError as error:
+        raise ImportError(f"warmup needs Numba ({error}): pip install 'effnet_np[numba]'") from error
+    return warmup()
 
 
 # -- looking inside ---------------------------------------------------------------------------------------------------
