@@ -501,3 +501,31 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+# -- traces: the same file format, other contents (see trace.py) ------------------------------------------------------
+
+
+def save_arrays_h5(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], index: str) -> None:
+    """Write arrays under "group/name" keys, and the text of their index as the root's attribute `index`."""
+    import h5py
+
+    with replacing(path) as temporary:
+        with h5py.File(temporary, "w", libver="earliest") as file:
+            for place, array in arrays.items():
+                file.create_dataset(place, data=array)
+            file.attrs["format_version"] = FORMAT_VERSION
+            file.attrs["effnet_np_version"] = version("effnet_np")
+            file.attrs["index"] = index
+
+
+def load_arrays_h5(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str]:
+    """What `save_arrays_h5` wrote: (arrays, index). Raises ValueError for another file."""
+    file = H5File(path, separator="/")  # names of layers have dots
+    try:
+        index = file.attributes.get("index")
+        if not isinstance(index, str):
+            raise ValueError(f"{path} holds no trace: it has no attribute index (is it a checkpoint?)")
+        return {name: file.read(name) for name in file.shapes}, index
+    finally:
+        file.close()

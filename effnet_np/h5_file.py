@@ -54,10 +54,13 @@ class _Dataset:
 
 
 class H5File:
-    """An open .h5 file: `attributes`, `shapes` of all tensors by name ("a.b.c" is c in group a/b), and `read(name)`."""
+    """An open .h5 file: `attributes`, `shapes` of all tensors by name ("a.b.c" is c in group a/b), and `read(name)`.
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = os.fspath(path)
+    `separator` joins a name; a group or dataset may not have it in its own.
+    """
+
+    def __init__(self, path: str | os.PathLike, separator: str = "."):
+        self.path, self._separator = os.fspath(path), separator
         self._file = open(self.path, "rb")  # noqa: SIM115 - closed by close()
         try:
             self._size, self._budget, self._numbers = os.fstat(self._file.fileno()).st_size, BUDGET, 0
@@ -169,7 +172,7 @@ class H5File:
         tables = [content for kind, content in self._messages(address, prefix[:80]) if kind == SYMBOLS]
         if len(tables) != 1:
             raise ValueError(f"{prefix[:80] or 'the root'} is no group")
-        if prefix.count(".") > MAX_DEPTH:
+        if prefix.count(self._separator) > MAX_DEPTH:
             raise ValueError(f"{prefix[:80]}... is nested too deep")
         tree, heap = struct.unpack_from("<QQ", tables[0])
         size, _, names_at = struct.unpack_from("<3Q", self._at(heap, 32, b"HEAP"), 8)
@@ -180,12 +183,12 @@ class H5File:
                 name = prefix + names[name_at : names.index(b"\0", name_at)].decode()
                 if link_kind == 2 or member == NOWHERE:
                     raise ValueError(f"{name[:80]} is a soft link to another place, which a checkpoint does not need")
-                if "." in name[len(prefix) :] or name == prefix or name in seen:
-                    raise ValueError(f"{name[:80]!r} is there twice, or has a name that is empty or with a dot")
+                if self._separator in name[len(prefix) :] or name == prefix or name in seen:
+                    raise ValueError(f"{name[:80]!r} is there twice, or has a name that is empty or with a {self._separator!r}")
                 seen.add(name)
                 parts = dict(self._messages(member, name[:80]))
                 if SYMBOLS in parts:
-                    yield from self._group(member, name + ".")
+                    yield from self._group(member, name + self._separator)
                 else:
                     yield name, self._dataset(name[:80], parts)
 
