@@ -489,7 +489,7 @@ def _circles(file):
 
 
 h5_attack("groups 200 deep", "is nested too deep")(lambda file: file.create_dataset("/".join("a" * 200), data=1.0))
-h5_attack("name with a dot", "with a dot")(lambda file: file.create_dataset("a.b", data=1.0))
+h5_attack("name with a dot", "empty or with a '.'")(lambda file: file.create_dataset("a.b", data=1.0))
 
 
 @h5_attack("100,000 groups", "more than 4194304 bytes of headers")
