@@ -2,6 +2,7 @@
 
 A source is opened, its keys and shapes are compared with the configuration as sets, and only when all of them fit are
 numbers read, one tensor at a time. Files are written under a temporary name and renamed, so that a file is whole or absent.
+A file may come from a stranger: what it claims is held against what it is before memory is spent (SECURITY.md has the list).
 
 The .h5 format: one group a module, one dataset a tensor, so "efficientnet.encoder.blocks.0..." is a path; and in the root's
 attributes `format_version`, `config`, `image_processor` and `id2label` (JSON), `source`, `revision`, and the `sha256`
@@ -11,10 +12,14 @@ of all tensors (see `tensors_sha256`).
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
+import math
 import os
-import tempfile
+import secrets
+import struct
+import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -24,12 +29,17 @@ import numpy as np
 
 from effnet_np import hub
 from effnet_np.config import EfficientNetConfig
+from effnet_np.h5_file import FORMAT_VERSION, H5File
 from effnet_np.image_processor import EfficientNetImageProcessor
 from effnet_np.module import refuse_mismatch
 from effnet_np.torch_file import TorchFile
 
-FORMAT_VERSION = 1
-MAX_JSON = 16 << 20  # bytes
+# What a checkpoint needs, several times over. A byte of JSON can become twenty in memory, so these also bound memory.
+MAX_JSON = 2 << 20  # bytes of a .json file or a safetensors header; B7's are 0.1 and 0.2 MB
+MAX_BRACKETS = 20_000  # objects and lists in it
+MAX_DEPTH = 20  # of objects and lists in each other
+MAX_SHARDS = 256
+DTYPES: dict[str, np.dtype] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 BACKBONE = "efficientnet."
 
@@ -38,80 +48,67 @@ BACKBONE = "efficientnet."
 
 
 class SafetensorsFile:
-    """A .safetensors file, through the library of that name."""
+    """A .safetensors file: 8 bytes with the header's length, a JSON header that says where each tensor lies, the numbers."""
 
     def __init__(self, path: Path):
-        from safetensors import SafetensorError, safe_open
-
+        self.path = path
+        self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
         try:
-            self._file = safe_open(path, framework="numpy")
-            slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118 - not a dict
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-        for name, part in slices.items():
-            if part.get_dtype() not in ("F16", "F32", "F64", "I64"):
-                raise ValueError(f"{path}: {name} has dtype {part.get_dtype()}; only F16, F32, F64 and I64 can be read")
-        self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        return self._file.get_tensor(name)
-
-    def close(self) -> None:
-        self._file.__exit__(None, None, None)
-
-
-class H5File:
-    """A .h5 file of ours: plain datasets in plain groups, and nothing that points to another place or file."""
-
-    def __init__(self, path: Path):
-        import h5py
-
-        try:
-            self._file = h5py.File(path, "r")
-        except OSError as error:
-            raise ValueError(f"{path} is not a readable HDF5 file: {error}") from error
-        self.attributes: dict[str, Any] = {}
-        try:
-            self._datasets = dict(self._walk(self._file, ""))
-            for name in ("format_version", "config", "image_processor", "id2label", "source", "revision", "sha256"):
-                value = self._file.attrs.get(name, "")
-                self.attributes[name] = value.decode() if isinstance(value, bytes) else value
-            if self.attributes["format_version"] == "":
-                raise ValueError(f"{path} was not written by effnet_np: it has no attribute format_version")
-            if int(self.attributes["format_version"]) > FORMAT_VERSION:
-                newer = f"format version {self.attributes['format_version']}, newer than the {FORMAT_VERSION} known here"
-                raise ValueError(f"{path} has {newer}: upgrade effnet_np")
-        except Exception:
+            self._tensors = self._header()
+        except ValueError as error:
             self.close()
-            raise
-        self.shapes = {name: dataset.shape for name, dataset in self._datasets.items()}
+            raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+        self.shapes = {name: shape for name, (_, shape, _) in self._tensors.items()}
 
-    def _walk(self, group, prefix: str) -> Iterator[tuple[str, Any]]:
-        import h5py
-
-        for name in group:
-            full = prefix + name
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise ValueError(f"{self._file.filename}: {full} is a link to another place, which a checkpoint does not need")
-            item = group[name]
-            if isinstance(item, h5py.Group):
-                if full.count(".") > 20:
-                    raise ValueError(f"{self._file.filename}: {full[:80]}... is nested too deep")
-                yield from self._walk(item, full + ".")
+    def _header(self) -> dict[str, tuple[np.dtype, tuple[int, ...], int]]:
+        """Name -> (dtype, shape, position in the file). The tensors must fill the file without a gap or an overlap."""
+        size = os.fstat(self._file.fileno()).st_size
+        (length,) = struct.unpack("<Q", self._file.read(8).ljust(8, b"\xff"))
+        if length > min(MAX_JSON, size - 8):
+            raise ValueError(f"its header would be {length} bytes long; {min(MAX_JSON, max(size - 8, 0))} are possible here")
+        tensors: dict[str, tuple[np.dtype, tuple[int, ...], int]] = {}
+        spans, start = [], 8 + length
+        for name, entry in _parse_json(self._file.read(length), "its header").items():
+            if name == "__metadata__":
+                if not isinstance(entry, dict) or not all(isinstance(text, str) for text in entry.values()):
+                    raise ValueError("its __metadata__ is not an object of texts")
                 continue
-            plain = isinstance(item, h5py.Dataset) and not item.is_virtual and not item.external
-            if not plain or item.dtype.kind not in "fi" or set(item._filters) - {"gzip", "shuffle"}:
-                raise ValueError(f"{self._file.filename}: {full} is not a plain array of numbers")
-            yield full, item
+            if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+                raise ValueError(f"{name[:80]!r} is not described by dtype, shape and data_offsets")
+            kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+            if not isinstance(kind, str) or kind not in DTYPES:
+                raise ValueError(f"{name[:80]} has dtype {str(kind)[:80]}; only {', '.join(DTYPES)} can be read")
+            if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+                raise ValueError(f"shape and data_offsets of {name[:80]} must be lists of whole numbers, two in the second")
+            begin, end = offsets
+            if end - begin != math.prod(shape) * DTYPES[kind].itemsize:
+                raise ValueError(f"{name[:80]} of shape {shape} and dtype {kind} does not fill its bytes {begin} to {end}")
+            tensors[name] = (DTYPES[kind], tuple(shape), start + begin)
+            spans.append((begin, end))
+        reached = 0
+        for begin, end in sorted(spans):
+            if begin != reached:
+                raise ValueError(f"its tensors overlap or leave a gap: one ends at byte {reached}, the next starts at {begin}")
+            reached = end
+        if start + reached != size:
+            raise ValueError(f"its tensors end at byte {start + reached}, but the file has {size}")
+        return tensors
 
     def read(self, name: str) -> np.ndarray:
-        try:
-            return self._datasets[name][()]
-        except OSError as error:
-            raise ValueError(f"{self._file.filename} is damaged at {name}: {error}") from error
+        dtype, shape, position = self._tensors[name]
+        array = np.empty(shape, dtype)
+        self._file.seek(position)
+        if self._file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
+            raise ValueError(f"{self.path} is damaged at {name}: it ends too early")
+        return array
 
     def close(self) -> None:
         self._file.close()
+
+
+def _counts(values: Any) -> bool:
+    """Whether these are a list of at most 8 whole numbers from 0 to 2^40."""
+    return isinstance(values, list) and len(values) <= 8 and all(type(v) is int and 0 <= v <= 1 << 40 for v in values)
 
 
 class ShardedFiles:
@@ -122,10 +119,11 @@ class ShardedFiles:
         self._parts: dict[str, Any] = {}
         try:
             for name in sorted(set(weight_map.values())):
-                if not (index.parent / name).is_file():
+                path = in_folder(index.parent, name)
+                if path is None:
                     raise FileNotFoundError(f"{index} names the shard {name!r}, but there is no such file beside it")
-                self._parts[name] = open_weights(index.parent / name)
-            absent = [f"{key} (in {name})" for key, name in weight_map.items() if key not in self._parts[name].shapes]
+                self._parts[name] = open_weights(path)
+            absent = [f"{key[:80]} (in {name})" for key, name in weight_map.items() if key not in self._parts[name].shapes]
             if absent:
                 raise ValueError(f"{index} names tensors that their shards do not hold: {', '.join(absent[:5])}")
         except Exception:
@@ -158,9 +156,25 @@ def read_weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ValueError(f"{index} has no weight_map from tensor names to file names")
     for name in set(weight_map.values()):
-        if Path(name).name != name or not name.endswith((".safetensors", ".bin")):
-            raise ValueError(f"{index} names {name!r}, which is not a weight file of the same folder")
+        if Path(name).name != name or "\\" in name or "\0" in name or not name.endswith((".safetensors", ".bin")):
+            raise ValueError(f"{index} names {name[:80]!r}, which is not a weight file of the same folder")
+    if len(set(weight_map.values())) > MAX_SHARDS:
+        raise ValueError(f"{index} names more than {MAX_SHARDS} shards")
     return weight_map
+
+
+def in_folder(folder: Path, name: str) -> Path | None:
+    """The file of that name in a folder, or None. Raises ValueError for a link out of the folder.
+
+    The hub's cache is made of such links: from snapshots/<revision>/ to blobs/. Those are followed.
+    """
+    file, home = folder / name, folder.resolve()
+    if not file.is_file():
+        return None
+    homes = [home, (home.parent.parent / "blobs").resolve()] if home.parent.name == "snapshots" else [home]
+    if not any(file.resolve().is_relative_to(home) for home in homes):
+        raise ValueError(f"{file} is a link to {file.resolve()}, outside its folder: if it is yours, put the file itself there")
+    return file
 
 
 def open_weights(path: Path) -> Any:
@@ -183,6 +197,13 @@ class Checkpoint:
         self.weights_path = _weights_of(self.path)
         self.config, self.image_processor = _descriptions(self.path)
         self._weights = open_weights(self.weights_path)
+        try:
+            self._describe()
+        except Exception:
+            self.close()
+            raise
+
+    def _describe(self) -> None:
         self._names = {name: name for name in self._weights.shapes}
         self.sha256 = ""  # only .h5 files know theirs
         if isinstance(self._weights, H5File):
@@ -197,6 +218,8 @@ class Checkpoint:
             from effnet_np.weights import lite0
 
             self._names = {lite0.hf_name(name): name for name in self._weights.shapes}
+            if len(self._names) != len(self._weights.shapes):
+                raise ValueError(f"{self.weights_path} holds a tensor twice, under Lite0's name and under HF's")
             if self.config is None:
                 self.config = EfficientNetConfig.preset("lite0").to_dict()
             if self.image_processor is None:
@@ -219,11 +242,16 @@ class Checkpoint:
 def load_model(cls: type, source: str | os.PathLike, ignore_mismatched_sizes: bool, options: dict[str, Any]) -> Any:
     """`cls.from_pretrained`: see there."""
     hub_options, overrides = hub.split_options(options)
-    seed = overrides.pop("seed", None)
+    seed, allow_nonfinite = overrides.pop("seed", None), overrides.pop("allow_nonfinite", False)
     with Checkpoint(hub.resolve(source, weights=True, **hub_options)) as checkpoint:
         if checkpoint.config is None:
             raise FileNotFoundError(f"{checkpoint.path} has no config.json beside its weights, so its network is not known")
-        config = EfficientNetConfig.from_dict(checkpoint.config, **overrides)
+        with naming(checkpoint.path):
+            config = EfficientNetConfig.from_dict(checkpoint.config, **overrides)
+        has = sum(math.prod(shape) for shape in checkpoint.shapes.values())
+        if config.num_weights() > 2 * has + 1_000_000:  # said before such a network is built
+            wanted = f"describes a network of {config.num_weights()} numbers, but the weights have {has}"
+            raise ValueError(f"the configuration of {checkpoint.path} {wanted}")
         model = cls(config, seed, initialize=False)
         names = _names_for(model, checkpoint.shapes)
         own = model.state_dict()
@@ -244,13 +272,26 @@ def load_model(cls: type, source: str | os.PathLike, ignore_mismatched_sizes: bo
             model.initialize(seed)
         for key, name in names.items():
             if key not in fresh:
-                own[key][...] = checkpoint.read(name)
+                _copy(own[key], checkpoint.read(name), f"{name} in {checkpoint.weights_path}", allow_nonfinite)
+                if key.endswith("running_var") and (own[key] < 0).any():
+                    raise ValueError(f"{name} in {checkpoint.weights_path} has negative variances: the file is damaged")
         everything = not fresh and len(names) == len(checkpoint.shapes) == len(own)
         if everything and checkpoint.sha256 and tensors_sha256(own) != checkpoint.sha256:
             raise ValueError(f"{checkpoint.path} is damaged: its tensors do not have the sha256 that it was written with")
         if checkpoint.image_processor is not None:
-            model.image_processor = EfficientNetImageProcessor.from_dict(checkpoint.image_processor)
+            with naming(checkpoint.path):
+                model.image_processor = EfficientNetImageProcessor.from_dict(checkpoint.image_processor)
     return model
+
+
+def _copy(target: np.ndarray, numbers: np.ndarray, name: str, allow_nonfinite: bool) -> None:
+    """numbers -> target, of float32 or int64. NaN and infinity, also those that float64 becomes in float32, are refused."""
+    if numbers.dtype.kind != target.dtype.kind:
+        raise ValueError(f"{name} holds {numbers.dtype}, where {target.dtype} is expected")
+    with np.errstate(over="ignore", invalid="ignore"):
+        target[...] = numbers
+    if not allow_nonfinite and not np.isfinite(target).all():
+        raise ValueError(f"{name} holds NaN or infinite numbers; to load it all the same, pass allow_nonfinite=True")
 
 
 def _names_for(model: Any, shapes: Mapping[str, tuple]) -> dict[str, str]:
@@ -299,7 +340,7 @@ def save_h5(model: Any, path: str | os.PathLike, source: str = "", revision: str
     state = model.state_dict()
     digest = tensors_sha256(state)
     with replacing(path) as temporary:
-        with h5py.File(temporary, "w", libver=("v110", "v110")) as file:  # since 1.10, an attribute may exceed 64 KB
+        with h5py.File(temporary, "w", libver="earliest") as file:  # the form that h5_file.py and every HDF5 tool reads
             for name, array in state.items():
                 file.create_dataset(name.replace(".", "/"), data=array)
             file.attrs["format_version"] = FORMAT_VERSION
@@ -323,6 +364,15 @@ def tensors_sha256(state: Mapping[str, np.ndarray]) -> str:
 
 
 # -- the files beside the weights -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Put `path` before the message of a TypeError or ValueError that its contents cause."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{path}: {error}") from error
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
@@ -352,8 +402,8 @@ def _descriptions(path: Path) -> tuple[dict | None, dict | None]:
     folder = path if path.is_dir() else path.parent
     if path.suffix in (".h5", ".hdf5"):
         return None, None  # it brings its own
-    files = (folder / "config.json", folder / "preprocessor_config.json")
-    return tuple(read_json(file) if file.is_file() else None for file in files)  # type: ignore[return-value]
+    config, processor = (in_folder(folder, name) for name in ("config.json", "preprocessor_config.json"))
+    return read_json(config) if config else None, read_json(processor) if processor else None
 
 
 def _weights_of(path: Path) -> Path:
@@ -362,26 +412,51 @@ def _weights_of(path: Path) -> Path:
     if not path.is_dir():
         raise FileNotFoundError(f"there is no file or folder {path}")
     for name in WEIGHT_FILES:
-        if (path / name).is_file():
-            return path / name
+        found = in_folder(path, name)
+        if found:
+            return found
     raise FileNotFoundError(f"the folder {path} holds none of {', '.join(WEIGHT_FILES)}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of at most 16 MB. Raises ValueError with the file's name."""
-    if path.stat().st_size > MAX_JSON:
-        raise ValueError(f"{path} is larger than {MAX_JSON} bytes, too large for a JSON file of a checkpoint")
-    return _parse_json(path.read_text(encoding="utf-8", errors="replace"), path)
+    """The object in a JSON file of at most 2 MB. Raises FileNotFoundError, or ValueError with the file's name."""
+    if not path.is_file():  # a pipe or a device would be read for ever
+        raise FileNotFoundError(f"there is no file {path}")
+    with open(path, "rb") as file:
+        return _parse_json(file.read(MAX_JSON + 1), path)
 
 
-def _parse_json(text: str, path: Path) -> dict[str, Any]:
+def _parse_json(text: str | bytes, where: object) -> dict[str, Any]:
+    """A JSON object, not too large or deep, without a key twice or a NaN. `where` names it in the ValueError."""
+    if len(text) > MAX_JSON:
+        raise ValueError(f"{where} is larger than {MAX_JSON} bytes, too large for the JSON of a checkpoint")
+
+    def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) != len(pairs):
+            raise ValueError("a key stands twice in one object")
+        return value
+
+    def no_constant(name: str) -> None:
+        raise ValueError(f"{name} is no number of JSON")
+
     try:
-        value = json.loads(text)
+        text = text.decode() if isinstance(text, bytes) else text
+        if text.count("[") + text.count("{") > MAX_BRACKETS:
+            raise ValueError(f"it has more than {MAX_BRACKETS} objects and lists")
+        value = json.loads(text, object_pairs_hook=no_twins, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} does not hold valid JSON: {error}") from error
+        raise ValueError(f"{where} does not hold valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, got a {type(value).__name__}")
+        raise ValueError(f"{where} must hold a JSON object, got a {type(value).__name__}")
+    if _deeper_than(value, MAX_DEPTH):
+        raise ValueError(f"{where} has objects and lists more than {MAX_DEPTH} deep in each other")
     return value
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_deeper_than(item, levels - 1) for item in inner)
 
 
 def write_json(folder: str | os.PathLike, name: str, value: dict[str, Any]) -> str:
@@ -395,18 +470,23 @@ def write_json(folder: str | os.PathLike, name: str, value: dict[str, Any]) -> s
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it if all goes well and removed if not: the old file or the new, whole."""
+    """A temporary path beside `path`, renamed to it if all goes well and removed if not: the old file or the new, whole.
+
+    A process that is killed leaves its temporary, `.<name>.<16 digits>.tmp`. Nothing reads those; an hour later the next write
+    of the same file removes them.
+    """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}.tmp"):
+        with contextlib.suppress(OSError):  # another process may be as quick
+            if time.time() - leftover.stat().st_mtime > 3600:
+                leftover.unlink()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
+        with open(temporary, "xb"):  # not mkstemp: its file would be its owner's alone
+            pass
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's file is its owner's alone
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

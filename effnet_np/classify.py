@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,15 @@ from effnet_np.model import EfficientNetForImageClassification
 DEFAULT_MODEL = "lite0"  # embedded: installed with the package, needs no network
 FUNCTIONS = {"softmax": ops.softmax, "sigmoid": ops.sigmoid, "none": lambda logits: logits}
 
-_kept: dict[Any, EfficientNetForImageClassification] = {}  # the model of the last call, for the next one
+_kept: dict[tuple, _Kept] = {}  # the model of the last call, for the next one
 _lock = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a child must not inherit a lock that another thread of its parent holds
+
+    def _new_lock() -> None:
+        global _lock
+        _lock = threading.Lock()
+
+    os.register_at_fork(after_in_child=_new_lock)
 
 Prediction = dict[str, Any]
 
@@ -64,23 +72,35 @@ def get_model(source: Any, **hub_options: Any) -> EfficientNetForImageClassifica
             wanted = "a name, a path, or a model with its image_processor set"
             raise TypeError(f"model must be {wanted}; this {type(source).__name__} does not know its preprocessing")
         return source
-    path = hub.resolve(source, weights=True, **hub_options)
-    key = (str(path.resolve()), _fingerprint(path))
+    key = (os.fspath(source), tuple(sorted(hub_options.items())))
     with _lock:
-        if key not in _kept:
-            model = EfficientNetForImageClassification.from_pretrained(path)
-            if model.image_processor is None:
-                hint = "add its preprocessor_config.json, or pass a model whose image_processor you have set"
-                raise ValueError(f"{source} does not say how its images are preprocessed: {hint}")
-            _kept.clear()
-            _kept[key] = model
-        return _kept[key]
+        if key in _kept and _kept[key].is_current():  # the hub is not asked again
+            return _kept[key].model
+        path = hub.resolve(source, weights=True, **hub_options)
+        fingerprint = _fingerprint(path)  # before loading: a change during it shows at the next call
+        model = EfficientNetForImageClassification.from_pretrained(path)
+        if model.image_processor is None:
+            hint = "add its preprocessor_config.json, or pass a model whose image_processor you have set"
+            raise ValueError(f"{source} does not say how its images are preprocessed: {hint}")
+        _kept.clear()  # one model is kept, not every model of a long session
+        _kept[key] = _Kept(path, fingerprint, model)
+        return model
+
+
+@dataclass(frozen=True)
+class _Kept:
+    path: Path
+    fingerprint: tuple
+    model: EfficientNetForImageClassification
+
+    def is_current(self) -> bool:
+        return self.path.exists() and _fingerprint(self.path) == self.fingerprint
 
 
 def _fingerprint(path: Path) -> tuple:
     entries: Iterable[Path] = sorted(path.iterdir()) if path.is_dir() else [path]
     stats = ((entry.name, entry.stat()) for entry in entries if entry.is_file())
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats)
 
 
 def preprocess(model: EfficientNetForImageClassification, image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -95,7 +115,10 @@ def predict(model, batch: list[np.ndarray], top_k: int | None, function_to_apply
     if function_to_apply is None:
         sigmoid = config.problem_type == "multi_label_classification" or config.num_labels == 1
         function_to_apply = "sigmoid" if sigmoid else "softmax"
-    scores = FUNCTIONS[function_to_apply](model(np.stack(batch)).logits)  # (N, num_labels)
+    logits = model(np.stack(batch), return_dict=True).logits  # (N, num_labels)
+    if not np.isfinite(logits).all():
+        raise ValueError("the network's output is not finite: its weights are damaged, or do not fit its configuration")
+    scores = FUNCTIONS[function_to_apply](logits)
     results = []
     for row in scores:
         order = np.argsort(-row, kind="stable")[:top_k]

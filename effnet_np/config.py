@@ -22,6 +22,11 @@ from typing import Any
 
 ACTIVATION_NAMES = ("swish", "silu", "relu", "relu6", "gelu", "gelu_new", "selu", "mish")
 POOLING_TYPES = ("mean", "max")
+# No network comes near these; a configuration beyond them is a mistake or an attack, and is refused before memory is spent.
+MAX_WHOLE = 1 << 16  # channels, pixels, repeats, ...
+MAX_BLOCKS = 1000  # B7 has 55
+MAX_WEIGHTS = 1 << 28  # numbers without the classifier; B7 has 64 million
+MAX_LABELS = 100_000
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 # name: (width, depth, image size, dropout, blocks that pad k//2 on all sides); hidden_dim follows from the width.
@@ -118,7 +123,8 @@ class EfficientNetConfig:
         **unknown: Any,
     ):
         def stage_list(given, default):
-            return list(default) if given is None else list(given)
+            given = default if given is None else given
+            return list(given) if isinstance(given, (list, tuple)) else given  # validate() refuses what is neither
 
         self.num_channels = num_channels
         self.image_size = image_size
@@ -147,22 +153,27 @@ class EfficientNetConfig:
         self.return_dict = return_dict
         for key in ("num_hidden_layers", "model_type"):  # the first is computed below, the second is the class's own
             unknown.pop(key, None)
-        self._unknown = list(unknown)
         for key, value in unknown.items():
+            if key.startswith("__") or hasattr(type(self), key):
+                raise ValueError(f"a configuration cannot have a key {key!r}: it would replace a part of the class")
             setattr(self, key, value)
-        self.num_hidden_layers = sum(self.num_block_repeats) * 4  # HF's number; nothing reads it
         self._set_labels(id2label, label2id, num_labels)
         self.validate()
+        self.num_hidden_layers = sum(self.num_block_repeats) * 4  # HF's number; nothing reads it
 
     # -- labels ---------------------------------------------------------------------------------------------------
 
     def _set_labels(self, id2label, label2id, num_labels):
         if id2label is None:
             count = 2 if num_labels is None else num_labels  # HF's default is two labels
-            if not isinstance(count, int) or count < 0:
-                raise ValueError(f"num_labels must be a whole number of at least 0, got {count!r}")
+            if not isinstance(count, int) or not 0 <= count <= MAX_LABELS:
+                raise ValueError(f"num_labels must be a whole number of at least 0 and at most {MAX_LABELS}, got {count!r:.80}")
             id2label = {index: f"LABEL_{index}" for index in range(count)}
-        elif num_labels is not None and num_labels != len(id2label):
+        if not isinstance(id2label, dict) or not isinstance(label2id, (dict, type(None))):
+            raise TypeError("id2label and label2id must be dictionaries")
+        if not all(isinstance(label, (str, int)) for label in id2label.values()):
+            raise TypeError("the labels in id2label must be texts")
+        if num_labels is not None and num_labels != len(id2label):
             raise ValueError(f"num_labels is {num_labels} but id2label names {len(id2label)} labels: give one of the two")
         self.id2label = {int(index): label for index, label in id2label.items()}
         if sorted(self.id2label) != list(range(len(self.id2label))):
@@ -197,12 +208,20 @@ class EfficientNetConfig:
             _check_number(name, getattr(self, name), at_least=0.0, at_most=1.0)
 
         names = ("kernel_sizes", "in_channels", "out_channels", "strides", "num_block_repeats", "expand_ratios")
+        for name in (*names, "depthwise_padding"):
+            if not isinstance(getattr(self, name), list):
+                raise TypeError(f"{name} must be a list of whole numbers, got {getattr(self, name)!r:.80}")
+            if len(getattr(self, name)) > MAX_BLOCKS:
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries, more than the {MAX_BLOCKS} allowed")
         lengths = {name: len(getattr(self, name)) for name in names}
         if len(set(lengths.values())) != 1 or not self.in_channels:
             raise ValueError(f"these lists need one entry a stage, the same number in each, at least one; got {lengths}")
         for name in names:
             for position, entry in enumerate(getattr(self, name)):
                 _check_whole(f"{name}[{position}]", entry)
+        depth = sum(self.round_repeats(repeats) for repeats in self.num_block_repeats)
+        if depth > MAX_BLOCKS:
+            raise ValueError(f"num_block_repeats and depth_coefficient make {depth} blocks, more than the {MAX_BLOCKS} allowed")
         for position, stride in enumerate(self.strides):
             if stride not in (1, 2):
                 raise ValueError(f"strides[{position}] must be 1 or 2 (HF pads for no other), got {stride}")
@@ -221,6 +240,8 @@ class EfficientNetConfig:
                 f"hidden_dim is {self.hidden_dim} but must be {self.head_channels}, which is round_filters(1280) at "
                 f"width_coefficient {self.width_coefficient} and depth_divisor {self.depth_divisor}"
             )
+        if self.num_weights() > MAX_WEIGHTS:
+            raise ValueError(f"this network would have {self.num_weights()} numbers, more than the {MAX_WEIGHTS} allowed")
         if not callable(self.hidden_act) and self.hidden_act not in ACTIVATION_NAMES:
             raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATION_NAMES)} or a function, got {self.hidden_act!r}")
         if self.pooling_type not in POOLING_TYPES:
@@ -285,6 +306,17 @@ class EfficientNetConfig:
                 )
                 in_channels = out_channels
         return specs
+
+    def num_weights(self) -> int:
+        """How many numbers the network holds, batch statistics included and the classifier not, without building it."""
+        specs, norm = self.blocks(), 4  # weight, bias, mean and variance of each channel
+        count = self.stem_channels * (9 * self.num_channels + norm) + self.head_channels * (specs[-1].out_channels + norm)
+        for block in specs:
+            channels, squeezed = block.expanded_channels, block.squeeze_channels
+            count += channels * (block.in_channels + norm) if block.expand_ratio != 1 else 0
+            count += channels * (block.kernel_size**2 + norm) + (channels + norm) * block.out_channels
+            count += 2 * channels * squeezed + squeezed + channels if squeezed else 0
+        return count
 
     def stem_size(self, height: int, width: int) -> tuple[int, int]:
         """(H, W) of the stem's output: 3x3 with stride 2, after one row and one column of zeros at the bottom and right."""
@@ -361,7 +393,10 @@ class EfficientNetConfig:
         from effnet_np import checkpoint, hub
 
         hub_options, overrides = hub.split_options(options)
-        return cls.from_dict(checkpoint.read_config(hub.resolve(source, **hub_options)), **overrides)
+        path = hub.resolve(source, **hub_options)
+        fields = checkpoint.read_config(path)
+        with checkpoint.naming(path):
+            return cls.from_dict(fields, **overrides)
 
     def save_pretrained(self, folder: str | os.PathLike) -> str:
         """Write `folder`/config.json as HF does, and give its path."""
@@ -391,13 +426,15 @@ def _check_whole(name: str, value: Any, at_least: int = 1) -> None:
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if value < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {value}")
+    if value > MAX_WHOLE:
+        raise ValueError(f"{name} must be at most {MAX_WHOLE}, got {value!r:.80}")
 
 
 def _check_number(name, value, above: float | None = None, at_least: float | None = None, at_most: float | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value!r}")
+    if not abs(value) <= 1e4:  # NaN fails this, too
+        raise ValueError(f"{name} must be finite and at most 10000, got {value!r:.80}")
     if above is not None and not value > above:
         raise ValueError(f"{name} must be above {above:g}, got {value!r}")
     if (at_least is not None and value < at_least) or (at_most is not None and value > at_most):

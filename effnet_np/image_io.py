@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,20 @@ if TYPE_CHECKING:
 
 # Pillow knows some forty formats; a decoder that is never asked cannot be attacked.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
+TIFF_COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 100_000_000  # 300 MB of RGB; counted before anything is decoded
+MAX_SIDE = 1 << 16  # pixels; JPEG has no more
+MAX_SCANS = 64  # of a JPEG; progressive ones have about ten, and each costs as much as the whole picture
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}  # EXIF orientation -> what turns it upright; fmt: skip
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # the picture that a network of so many channels takes
 
 
@@ -36,15 +49,16 @@ def load_image(source: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> 
         raise ValueError(f"a picture has 1, 3 or 4 channels, and this model takes {channels}: {wanted}")
     if hasattr(source, "getbands"):
         name, image = "the PIL image", source
+        _check_size(name, image.size, max_pixels)
     elif isinstance(source, (str, os.PathLike)):
         name = str(source)
-        image = _open(Path(source).read_bytes(), name, max_pixels)
+        image = _open(_read(Path(source), max_pixels), name, max_pixels)
     elif isinstance(source, (bytes, bytearray, memoryview)):
         name = f"the picture of {len(source)} bytes"
         image = _open(bytes(source), name, max_pixels)
     elif hasattr(source, "read"):
         name = str(getattr(source, "name", "the file object"))
-        data = source.read()
+        data = source.read(_max_bytes(max_pixels) + 1)
         if not isinstance(data, bytes):
             raise TypeError(f'{name} gave {type(data).__name__}, not bytes: open it in binary mode, "rb"')
         image = _open(data, name, max_pixels)
@@ -57,39 +71,96 @@ def load_image(source: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> 
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
+def _max_bytes(max_pixels: int) -> int:
+    """No picture of so many pixels needs more: 8 bytes each (RGBA of 16 bits), and a megabyte of facts about it."""
+    return 8 * max_pixels + (1 << 20)
+
+
+def _read(path: Path, max_pixels: int) -> bytes:
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is a pipe or a device, which could be read for ever")
+    with open(path, "rb") as file:
+        return file.read(_max_bytes(max_pixels) + 1)
+
+
+def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        limit = f"more than max_pixels = {max_pixels}; raise it if you trust the file"
+        raise ValueError(f"{name} has {width} x {height} pixels, {limit}")
+    if max(size) > MAX_SIDE:
+        raise ValueError(f"{name} has {width} x {height} pixels, more than {MAX_SIDE} on one side")
+    if not width or not height:
+        raise ValueError(f"{name} has no pixels ({width} x {height})")
+
+
 def _open(data: bytes, name: str, max_pixels: int) -> Image:
     """The picture's header only: size and format are judged before a pixel is decoded."""
     import PIL.Image
 
     if not data:
         raise ValueError(f"{name} is empty")
+    if len(data) > _max_bytes(max_pixels):
+        limit = f"more than max_pixels = {max_pixels} can need; raise it if you trust the file"
+        raise ValueError(f"{name} has more than {_max_bytes(max_pixels)} bytes, {limit}")
     try:
         image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
     except PIL.UnidentifiedImageError:
         raise ValueError(f"{name} is no picture of a known format ({', '.join(FORMATS)})") from None
-    except Exception as error:  # Pillow raises SyntaxError, struct.error, DecompressionBombError and more for a bad header
+    except PIL.Image.DecompressionBombError as error:
+        hint = "beyond 179 million pixels, raise Pillow's own limit, PIL.Image.MAX_IMAGE_PIXELS, as well as max_pixels"
+        raise ValueError(f"{name} cannot be read as a picture: {error} ({hint})") from error
+    except Exception as error:  # Pillow raises SyntaxError, struct.error and more for a bad header
         raise ValueError(f"{name} cannot be read as a picture: {error}") from error
-    width, height = image.size
-    if width * height > max_pixels:
-        limit = f"more than max_pixels = {max_pixels}; raise it if you trust the file"
-        raise ValueError(f"{name} has {width} x {height} pixels, {limit}")
-    if not width or not height:
-        raise ValueError(f"{name} has no pixels ({width} x {height})")
+    _check_size(name, image.size, max_pixels)
+    _check_cost(name, image, data)
     return image
+
+
+def _check_cost(name: str, image: Image, data: bytes) -> None:
+    """Raise ValueError for a picture whose decoding would cost far more than its pixels do."""
+    pixels = image.width * image.height
+    if image.format == "JPEG":
+        scans = _jpeg_scans(data)
+        if scans > MAX_SCANS or scans * pixels > MAX_SCANS * MAX_PIXELS // 4:
+            raise ValueError(f"{name} is a JPEG of {scans} scans at {pixels} pixels each, far more than photographs have")
+    if image.format == "PPM" and data[1:2] not in b"456":
+        raise ValueError(f"{name} is a PPM written as text or in floats; of PPM, only the kinds P4, P5 and P6 are read")
+    if image.format == "TIFF":
+        if image.info.get("compression") not in TIFF_COMPRESSIONS:
+            kinds = f"only {', '.join(TIFF_COMPRESSIONS)} are read"
+            raise ValueError(f"{name} is a TIFF of the compression {image.info.get('compression')!r:.80}; {kinds}")
+        tile = (image.tag_v2.get(322, 1), image.tag_v2.get(323, 1))  # type: ignore[attr-defined]
+        if not all(isinstance(side, int) for side in tile) or tile[0] * tile[1] > max(4 * pixels, 1 << 22):
+            raise ValueError(f"{name} is a TIFF of {image.width} x {image.height} pixels in tiles of {tile!r:.80}")
+
+
+def _jpeg_scans(data: bytes) -> int:
+    """How often the decoder would go over the picture: the SOS segments before the end."""
+    scans, position = 0, 2
+    while found := re.compile(rb"\xff([^\x00\xff\xd0-\xd7])").search(data, position):
+        if found[1] == b"\xd9":
+            break
+        scans += found[1] == b"\xda"
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return scans
 
 
 def _decode(image: Image, name: str) -> Image:
     """All pixels, upright."""
-    import PIL.ImageOps
+    import PIL.Image
 
     try:
         image.load()
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file may fail in any decoder's own way
         raise ValueError(f"{name} is damaged or cut off: {error}") from error
     try:
-        return PIL.ImageOps.exif_transpose(image)
+        turn = TURNS.get(image.getexif().get(0x0112, 1))
     except Exception:  # a broken EXIF block does not make the pixels wrong
-        return image
+        turn = None
+    return image.transpose(PIL.Image.Transpose[turn]) if turn else image
 
 
 def _convert(image: Image, mode: str) -> Image:

@@ -25,6 +25,8 @@ RESAMPLE_NAMES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 IMAGENET_STANDARD_MEAN = IMAGENET_STANDARD_STD = [0.5, 0.5, 0.5]  # the class's defaults, by HF's names for them
 CHECKPOINT_MEAN, CHECKPOINT_STD = [0.485, 0.456, 0.406], [0.47853944, 0.4732864, 0.47434163]  # in b0's to b7's files
 
+MAX_NETWORK_PIXELS = 1 << 22  # 2048 x 2048; B7 takes 600 x 600
+
 FRAMEWORKS = {
     "np": ("numpy", "array"),
     "pt": ("torch", "tensor"),
@@ -89,7 +91,15 @@ class EfficientNetImageProcessor:
         self.crop_fraction = crop_fraction
         if crop_fraction is not None and not 0 < crop_fraction <= 1:
             raise ValueError(f"crop_fraction must be None or above 0 and at most 1, got {crop_fraction}")
+        for key in ("do_resize", "do_center_crop", "do_rescale", "rescale_offset", "do_normalize", "include_top"):
+            if not isinstance(getattr(self, key), (bool, int, np.bool_, type(None))):
+                raise TypeError(f"{key} must be true or false, got {getattr(self, key)!r:.80}")
+        _check_magnitude("rescale_factor", rescale_factor)
+        for key in ("image_mean", "image_std"):
+            _check_magnitude(key, getattr(self, key))
         for key, value in unknown.items():
+            if key.startswith("__") or hasattr(type(self), key):
+                raise ValueError(f"a processor's configuration cannot have a key {key!r}: it would replace a part of the class")
             setattr(self, key, value)
 
     @classmethod
@@ -230,7 +240,10 @@ class EfficientNetImageProcessor:
         from effnet_np import checkpoint, hub
 
         hub_options, overrides = hub.split_options(options)
-        return cls.from_dict(checkpoint.read_processor_config(hub.resolve(source, **hub_options)), **overrides)
+        path = hub.resolve(source, **hub_options)
+        fields = checkpoint.read_processor_config(path)
+        with checkpoint.naming(path):
+            return cls.from_dict(fields, **overrides)
 
     def save_pretrained(self, folder: str | os.PathLike) -> str:
         """Write `folder`/preprocessor_config.json as HF does, and give its path."""
@@ -309,7 +322,20 @@ def size_dict(size: Any, name: str) -> dict[str, int]:
         raise ValueError(f'{name} must be a number, a pair (height, width) or {{"height": ..., "width": ...}}, got {size!r}')
     if not all(isinstance(side, int) and 1 <= side <= 1 << 16 for side in size.values()):
         raise ValueError(f"{name} must be whole numbers between 1 and 65536, got {size}")
+    if size["height"] * size["width"] > MAX_NETWORK_PIXELS:  # a stranger's file must not ask for gigabytes
+        raise ValueError(f"{name} must be at most {MAX_NETWORK_PIXELS} pixels in all, got {size['height']} x {size['width']}")
     return dict(size)
+
+
+def _check_magnitude(name: str, value: Any) -> None:
+    """Numbers that neither vanish nor overflow in float32."""
+    values: list[Any] = list(value) if isinstance(value, (list, tuple)) else np.asarray(value).reshape(-1).tolist()
+    for entry in values:
+        if isinstance(entry, bool) or not isinstance(entry, (int, float, np.integer, np.floating)):
+            raise TypeError(f"{name} must be a number or a list of numbers, got {value!r:.80}")
+        magnitude: Any = abs(entry)
+        if magnitude != 0 and not 1e-10 <= magnitude <= 1e10:  # NaN, too
+            raise ValueError(f"{name} must lie between 1e-10 and 1e10, got {value!r:.80}")
 
 
 def _is_picture(image: Any) -> bool:

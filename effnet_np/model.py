@@ -265,7 +265,8 @@ class PreTrainedModel(Module):
         source: a folder as `save_pretrained` makes it, an .h5 or .pth file, a hub id, or a short name: "b0".."b7" mean
         Google's on the hub, "lite0" the embedded one. Hub options: `revision`, `local_files_only`, `cache_dir`, `token`,
         `force_download`; all others override fields of the configuration, such as `num_labels` for a new head, which
-        needs `ignore_mismatched_sizes=True` and is initialised with `seed`. Raises FileNotFoundError or ValueError.
+        needs `ignore_mismatched_sizes=True` and is initialised with `seed`. Weights that hold NaN or infinity are refused
+        unless `allow_nonfinite=True`. Raises FileNotFoundError, TypeError or ValueError.
         """
         from effnet_np import checkpoint
 

@@ -23,8 +23,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
-MAX_PICKLE = 32 << 20  # bytes; B7's is 0.2 MB
-MAX_STEPS = 2_000_000  # instructions; B7's takes 50,000
+# What a state dict needs, several times over. A byte of a pickle can become a hundred in memory, so these also bound memory.
+MAX_PICKLE = 2 << 20  # bytes of a pickle, and of a zip's list of entries; B7's take 0.2 MB each
+MAX_STEPS = 300_000  # instructions; B7's takes 50,000
+MAX_TEXT = 1000  # characters of a name
 DTYPES: dict[str, np.dtype] = {"torch FloatStorage": np.dtype("<f4"), "torch LongStorage": np.dtype("<i8")}
 ALLOWED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", *DTYPES}
 
@@ -53,13 +55,14 @@ class TorchFile:
 
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)
-        self._file: BinaryIO = open(self.path, "rb")  # noqa: SIM115 - closed by close()
+        self._file = _PatientFile(self.path)
         try:
-            self._zip = zipfile.ZipFile(self._file) if zipfile.is_zipfile(self._file) else None
+            self._size = os.fstat(self._file.fileno()).st_size
+            self._zip = zipfile.ZipFile(self._file) if self._file.read(4) == b"PK\3\4" else None  # PyTorch's own question
             state = self._legacy_state() if self._zip is None else self._zip_state(self._zip)
-            self._views = {str(name): check_view(name, view) for name, view in state.items()}
+            self._views = {name: check_view(name, view) for name, view in state.items()}
             self._check_storages()
-        except (zipfile.BadZipFile, ValueError) as error:
+        except Exception as error:  # a damaged zip is a BadZipFile, RuntimeError, NotImplementedError, OSError, ...
             self.close()
             raise ValueError(f"{self.path} is not a readable PyTorch checkpoint: {error}") from error
         self.shapes = {name: view.shape for name, view in self._views.items()}
@@ -70,7 +73,13 @@ class TorchFile:
     def read(self, name: str) -> np.ndarray:
         """The tensor's numbers, in an array of its own."""
         view = self._views[name]
-        storage = np.frombuffer(self._bytes(view.storage), view.storage.dtype)
+        try:
+            data = self._bytes(view.storage)
+        except Exception as error:  # as above
+            raise ValueError(f"{self.path} is damaged at {name}: {error}") from error
+        if len(data) != view.storage.numel * view.storage.dtype.itemsize:
+            raise ValueError(f"{self.path} is damaged at {name}: it ends too early")
+        storage = np.frombuffer(data, view.storage.dtype)
         strides = tuple(stride * storage.itemsize for stride in view.strides)
         return np.array(np.lib.stride_tricks.as_strided(storage[view.offset :], view.shape, strides))
 
@@ -78,18 +87,29 @@ class TorchFile:
 
     def _zip_state(self, archive: zipfile.ZipFile) -> dict:
         names = archive.namelist()
+        for name in names:
+            if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+                raise ValueError(f"its entry {name[:80]!r} is named like a path to another folder")
         pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError(f"it must hold one <folder>/data.pkl, found {len(pickles)}")
         if len(set(names)) != len(names):
             raise ValueError("two of its entries have the same name")
         self._folder = pickles[0].removesuffix("data.pkl")
-        info = archive.getinfo(pickles[0])
-        if info.file_size > MAX_PICKLE:
-            raise ValueError(f"its data.pkl unpacks to {info.file_size} bytes, more than the {MAX_PICKLE} allowed")
-        if self._folder + "byteorder" in names and archive.read(self._folder + "byteorder") != b"little":
+        if self._folder + "byteorder" in names and self._entry("byteorder", at_most=6) != b"little":
             raise ValueError("its numbers are big-endian, which this reader does not know")
-        return read_state(io.BytesIO(archive.read(pickles[0])))
+        return read_state(io.BytesIO(self._entry("data.pkl", at_most=MAX_PICKLE)))
+
+    def _entry(self, name: str, at_most: int) -> bytes:
+        """An entry of the zip, which is stored as PyTorch stores them all: a compressed one may be a bomb."""
+        assert self._zip is not None
+        info = self._zip.getinfo(self._folder + name)
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise ValueError(f"its entry {name} is compressed, which PyTorch never does")
+        if info.file_size > at_most:
+            raise ValueError(f"its entry {name} holds {info.file_size} bytes, more than the {at_most} expected")
+        with self._zip.open(info) as entry:  # piece by piece: the sizes above are only claims
+            return b"".join(iter(lambda: entry.read(1 << 20), b""))
 
     def _legacy_state(self) -> dict:
         self._file.seek(0)
@@ -105,14 +125,13 @@ class TorchFile:
             raise ValueError("its list of storages is not a list of different names")
         storages = {view.storage.key: view.storage for view in state.values()}
         self._starts, position = {}, stream.tell()
-        size = os.fstat(self._file.fileno()).st_size
         for key in keys:
             if key not in storages:
                 raise ValueError(f"storage {key!r} belongs to no tensor")
             storage = storages[key]
             self._file.seek(position)
             (count,) = struct.unpack("<q", self._file.read(8).ljust(8, b"\xff"))
-            if count != storage.numel or position + 8 + count * storage.dtype.itemsize > size:
+            if count != storage.numel or position + 8 + count * storage.dtype.itemsize > self._size:
                 raise ValueError(f"storage {key!r} should hold {storage.numel} numbers; the file says {count}, or ends sooner")
             self._starts[key] = position + 8
             position += 8 + count * storage.dtype.itemsize
@@ -135,15 +154,23 @@ class TorchFile:
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != expected or info.compress_size != expected:
                 wrong = f"should be {expected} uncompressed bytes, the file has {info.compress_size}"
                 raise ValueError(f"the numbers of {name} {wrong}")
+        total = sum(storage.numel * storage.dtype.itemsize for storage in seen.values())
+        if total > self._size:  # entries of a zip may lie about their place, or share one
+            raise ValueError(f"its storages would hold {total} bytes, more than the whole file")
 
     def _bytes(self, storage: Storage) -> bytes:
+        size = storage.numel * storage.dtype.itemsize
         if self._zip is not None:
-            try:
-                return self._zip.read(f"{self._folder}data/{storage.key}")
-            except zipfile.BadZipFile as error:
-                raise ValueError(f"{self.path} is damaged: {error}") from error
+            return self._entry(f"data/{storage.key}", at_most=size)
         self._file.seek(self._starts[storage.key])
-        return self._file.read(storage.numel * storage.dtype.itemsize)
+        return b"".join(self._file.read(min(MAX_PICKLE, size - done)) for done in range(0, size, MAX_PICKLE))
+
+
+class _PatientFile(io.FileIO):
+    """A file that gives at most MAX_PICKLE bytes at a time: zipfile asks for a zip's list of entries at once, however long."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(MAX_PICKLE if size is None or size < 0 else min(size, MAX_PICKLE))
 
 
 # -- the stack machine ------------------------------------------------------------------------------------------------
@@ -174,17 +201,18 @@ def run_pickle(stream: BinaryIO) -> Any:
     """What one pickle makes, of numbers, strings, tuples, lists, dictionaries and tensors alone. Raises ValueError."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
-    steps = 0
+    position = None
     try:
-        for opcode, argument, position in pickletools.genops(stream):
-            steps += 1
-            if steps > MAX_STEPS:
+        for steps, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
+            if steps >= MAX_STEPS:
                 raise ValueError(f"its pickle takes more than {MAX_STEPS} steps")
+            if isinstance(argument, (str, bytes)) and len(argument) > MAX_TEXT:
+                raise ValueError(f"at byte {position} its pickle holds a text of {len(argument)} characters, as no name has")
             if opcode.name == "STOP":
                 return stack.pop()
             _step(opcode.name, argument, position, stack, memo)
-    except (IndexError, KeyError, TypeError, struct.error, UnicodeError) as error:
-        raise ValueError(f"its pickle is malformed ({type(error).__name__})") from error
+    except (IndexError, KeyError, TypeError, struct.error, UnicodeError) as error:  # nothing on the stack, no such memo, ...
+        raise ValueError(f"at byte {position} its pickle is malformed ({type(error).__name__})") from error
     raise ValueError("its pickle ends too early")
 
 
@@ -216,6 +244,8 @@ def _step(name: str, argument: Any, position: int | None, stack: list, memo: dic
     elif name in ("SETITEM", "SETITEMS"):
         items = [stack.pop() for _ in range(2)][::-1] if name == "SETITEM" else _pop_to_mark(stack)
         target = _expect(stack[-1], dict, name, position)
+        if len(items) % 2:
+            raise ValueError(f"at byte {position} its pickle sets a key without a value")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[_expect(key, (str, int), name, position)] = value
     elif name == "GLOBAL":

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import effnet_np
@@ -18,8 +18,11 @@ from helpers import CHELSEA, COFFEE
 
 PHOTO = np.asarray(PIL.Image.open(CHELSEA).convert("RGB"))[40:240, 100:330]  # 200 x 230, so that both axes show
 
-# From 5.0 on the plain name is a torchvision class, and the one on Pillow has a name of its own.
-HF = getattr(transformers, "EfficientNetImageProcessorPil", transformers.EfficientNetImageProcessor)
+# From 5.0 on the plain name is a torchvision class, and the one on Pillow has a name of its own. It gives channels first
+# whatever it is asked for, and pads a crop that is short of an odd number of pixels: there, only what is alike is compared.
+SINCE_5 = hasattr(transformers, "EfficientNetImageProcessorPil")
+HF = transformers.EfficientNetImageProcessorPil if SINCE_5 else transformers.EfficientNetImageProcessor
+LAYOUTS = ["channels_first"] if SINCE_5 else ["channels_first", "channels_last"]
 SIZES = [{"height": h, "width": w} for h, w in ((1, 1), (40, 33), (64, 64), (77, 190), (289, 346), (500, 300))]
 OPTIONS = {
     "do_resize": st.booleans(),
@@ -51,6 +54,10 @@ def run(processor, image, **options):
     return processor.preprocess(image, return_tensors="np", **options)["pixel_values"]
 
 
+def short_of_an_odd_number(have, want):
+    return any(want[side] > have[side] and (want[side] - have[side]) % 2 for side in ("height", "width"))
+
+
 def assert_equal(ours, theirs):
     assert ours.shape == theirs.shape
     assert ours.dtype == theirs.dtype
@@ -59,9 +66,11 @@ def assert_equal(ours, theirs):
 
 @pytest.mark.filterwarnings("ignore:these pixels lie between 0 and 1")
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.fixed_dictionaries(OPTIONS), st.sampled_from(list(IMAGES)), st.sampled_from(["channels_first", "channels_last"]))
+@given(st.fixed_dictionaries(OPTIONS), st.sampled_from(list(IMAGES)), st.sampled_from(LAYOUTS))
 def test_random_options(options, kind, data_format):
     image = IMAGES[kind]
+    have = options["size"] if options["do_resize"] else {"height": 200, "width": 230}
+    assume(not (SINCE_5 and options["do_center_crop"] and short_of_an_odd_number(have, options["crop_size"])))
     if kind == "one channel":
         options |= {"image_mean": 0.4, "image_std": 0.5}
     theirs = run(HF(**options), image, data_format=data_format)
@@ -91,8 +100,10 @@ def test_center_crop_of_images_that_are_too_small(crop):
     """Where an odd number of pixels is wanting HF's result is one pixel short; so is ours."""
     image = np.arange(5 * 6 * 3, dtype=np.uint8).reshape(5, 6, 3) + 1
     size = {"height": crop[0], "width": crop[1]}
-    theirs = HF().center_crop(image, size)
-    np.testing.assert_array_equal(EfficientNetImageProcessor().center_crop(image, size), theirs)
+    if SINCE_5 and short_of_an_odd_number({"height": 5, "width": 6}, size):
+        pytest.skip("transformers 5 pads one pixel more; this project reproduces 4.37.2, with which this runs")
+    options = {"do_resize": False, "do_center_crop": True, "crop_size": size}
+    assert_equal(run(EfficientNetImageProcessor(**options), image), run(HF(**options), image))
 
 
 def test_batches_and_lists():

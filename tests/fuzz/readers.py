@@ -1,0 +1,95 @@
+"""What is fuzzed: each reader is a function from a file (or bytes) that returns, or raises one of its documented errors."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+import effnet_np
+from effnet_np import checkpoint
+from effnet_np.image_io import load_image
+from effnet_np.image_processor import EfficientNetImageProcessor
+from effnet_np.torch_file import TorchFile
+
+MAX_PIXELS = 1_000_000
+FILE_ERRORS = (ValueError, TypeError, FileNotFoundError)
+_model = None
+
+
+def _read_all(reader) -> None:
+    try:
+        for name, shape in reader.shapes.items():
+            array = reader.read(name)
+            assert array.shape == shape, f"{name}: {array.shape} read, {shape} announced"
+            assert array.dtype.kind in "fi", array.dtype
+    finally:
+        reader.close()
+
+
+def torch(path: Path) -> None:
+    _read_all(TorchFile(path))
+
+
+def safetensors(path: Path) -> None:
+    """What we accept, the library of that name must read as the same numbers."""
+    from safetensors.numpy import load_file
+
+    reader = checkpoint.SafetensorsFile(path)
+    theirs = load_file(path)
+    assert {name: array.shape for name, array in theirs.items()} == reader.shapes
+    for name, array in theirs.items():
+        assert reader.read(name).tobytes() == array.tobytes(), name
+    _read_all(reader)
+
+
+def h5(path: Path) -> None:
+    _read_all(checkpoint.H5File(path))
+
+
+def json(path: Path) -> None:
+    """All three kinds of description, whichever it was made from; a configuration that is accepted can be written down."""
+    last = None
+    for read in (effnet_np.EfficientNetConfig.from_pretrained, EfficientNetImageProcessor.from_pretrained):
+        try:
+            value = read(path)
+            assert type(value).from_dict(value.to_dict()) == value
+            if isinstance(value, effnet_np.EfficientNetConfig):
+                assert math.isfinite(value.num_weights())
+        except FILE_ERRORS as error:
+            last = error
+    try:
+        checkpoint.read_weight_map(path)
+    except FILE_ERRORS as error:
+        last = error
+    if last is not None:
+        raise last
+
+
+def pictures(data: bytes) -> None:
+    pixels = load_image(data, 3, MAX_PIXELS)
+    assert pixels.dtype == np.uint8
+    assert pixels.ndim == 3
+    assert 0 < pixels.size <= 3 * MAX_PIXELS
+
+
+def classify(data: bytes) -> None:
+    """The whole of classify(bytes), with a network at an eighth of B0's width."""
+    global _model
+    if _model is None:
+        config = effnet_np.EfficientNetConfig.preset("b0", width_coefficient=0.125, hidden_dim=160, num_labels=5, image_size=64)
+        _model = effnet_np.EfficientNetForImageClassification(config, seed=0)
+        _model.image_processor = EfficientNetImageProcessor(size=64)
+    predictions = effnet_np.classify(data, _model, max_pixels=MAX_PIXELS)
+    assert len(predictions) == 5
+    assert abs(sum(prediction["score"] for prediction in predictions) - 1) < 1e-3
+
+
+# name: (function, whether it takes a path, folder of the corpus)
+READERS = {
+    "torch": (torch, True, "torch"),
+    "safetensors": (safetensors, True, "safetensors"),
+    "h5": (h5, True, "h5"),
+    "json": (json, True, "json"),
+    "pictures": (pictures, False, "pictures"),
+    "classify": (classify, False, "pictures"),
+}
