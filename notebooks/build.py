@@ -19,12 +19,14 @@ import base64
 import copy
 import hashlib
 import importlib.util
+import io
 import re
 import sys
 import time
 from pathlib import Path
 
 import nbformat
+import PIL.Image
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -79,7 +81,9 @@ def build(path: Path, check: bool) -> list[str]:
     COVERS.mkdir(exist_ok=True)
     for cell in notebook.cells:
         if "cover" in tags(cell) and figures(cell):
-            (COVERS / f"{path.name[:2]}.png").write_bytes(base64.b64decode(figures(cell)[0]))
+            picture = PIL.Image.open(io.BytesIO(base64.b64decode(figures(cell)[0]))).convert("RGB")
+            picture.thumbnail((640, 400))
+            picture.save(COVERS / f"{path.name[:2]}.png", optimize=True)
     if path.stat().st_size > MAX_BYTES:
         faults.append(f"it has {path.stat().st_size:,} bytes, allowed are {MAX_BYTES:,}: fewer or smaller figures")
     return faults
@@ -176,7 +180,9 @@ def tags(cell) -> list[str]:
 
 
 def figures(cell) -> list[str]:
-    return [output["data"]["image/png"] for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    """The pictures that a cell has drawn, in base64."""
+    data = [output.get("data", {}) for output in cell.get("outputs", [])]
+    return [entry[kind] for entry in data for kind in ("image/png", "image/jpeg") if kind in entry]
 
 
 def assertions(cell) -> int:
