@@ -29,6 +29,7 @@ import numpy as np
 
 from effnet_np import hub
 from effnet_np.config import EfficientNetConfig
+from effnet_np.config_checks import num_weights
 from effnet_np.h5_file import FORMAT_VERSION, H5File
 from effnet_np.image_processor import EfficientNetImageProcessor
 from effnet_np.module import refuse_mismatch
@@ -243,14 +244,16 @@ def load_model(cls: type, source: str | os.PathLike, ignore_mismatched_sizes: bo
     """`cls.from_pretrained`: see there."""
     hub_options, overrides = hub.split_options(options)
     seed, allow_nonfinite = overrides.pop("seed", None), overrides.pop("allow_nonfinite", False)
+    given = overrides.pop("config", None)
     with Checkpoint(hub.resolve(source, weights=True, **hub_options)) as checkpoint:
-        if checkpoint.config is None:
+        described = checkpoint.config if given is None else given.to_dict()
+        if described is None:
             raise FileNotFoundError(f"{checkpoint.path} has no config.json beside its weights, so its network is not known")
         with naming(checkpoint.path):
-            config = EfficientNetConfig.from_dict(checkpoint.config, **overrides)
+            config = EfficientNetConfig.from_dict(described, **overrides)
         has = sum(math.prod(shape) for shape in checkpoint.shapes.values())
-        if config.num_weights() > 2 * has + 1_000_000:  # said before such a network is built
-            wanted = f"describes a network of {config.num_weights()} numbers, but the weights have {has}"
+        if num_weights(config) > 2 * has + 1_000_000:  # said before such a network is built
+            wanted = f"describes a network of {num_weights(config)} numbers, but the weights have {has}"
             raise ValueError(f"the configuration of {checkpoint.path} {wanted}")
         model = cls(config, seed, initialize=False)
         names = _names_for(model, checkpoint.shapes)
@@ -311,8 +314,8 @@ def _names_for(model: Any, shapes: Mapping[str, tuple]) -> dict[str, str]:
 
 
 def _left_out(model: Any, name: str) -> bool:
-    """A backbone has no use for the classifier of the checkpoint that it is loaded from."""
-    return not hasattr(model, "efficientnet") and name.startswith("classifier.")
+    """A backbone, or a model of no labels, has no use for the classifier of the checkpoint that it is loaded from."""
+    return name.startswith("classifier.") and "classifier.weight" not in model.state_dict()
 
 
 def save_model(model: Any, folder: str | os.PathLike) -> None:
@@ -321,6 +324,7 @@ def save_model(model: Any, folder: str | os.PathLike) -> None:
 
     folder = Path(folder)
     config = model.config.to_dict() | {"architectures": [type(model).__name__]}
+    json.dumps(config)  # before anything is written: a field that JSON cannot hold is a TypeError
     tensors = {name: np.asarray(array, order="C") for name, array in model.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "model.safetensors") as temporary:
@@ -400,8 +404,6 @@ def _description(path: Path, which: int, name: str) -> dict[str, Any]:
 
 def _descriptions(path: Path) -> tuple[dict | None, dict | None]:
     folder = path if path.is_dir() else path.parent
-    if path.suffix in (".h5", ".hdf5"):
-        return None, None  # it brings its own
     config, processor = (in_folder(folder, name) for name in ("config.json", "preprocessor_config.json"))
     return read_json(config) if config else None, read_json(processor) if processor else None
 

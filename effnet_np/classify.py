@@ -55,6 +55,8 @@ def classify(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if function_to_apply is not None and function_to_apply not in FUNCTIONS:
         raise ValueError(f"function_to_apply must be None or one of {', '.join(FUNCTIONS)}, got {function_to_apply!r}")
+    if not set(hub_options) <= set(hub.OPTIONS):
+        raise TypeError(f"classify() has no option {', '.join(sorted(set(hub_options) - set(hub.OPTIONS)))}")
     model = get_model(model, **hub_options)
     many = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4  # PIL images have no ndim
     queue = list(images) if many else [images]
@@ -68,8 +70,8 @@ def classify(
 def get_model(source: Any, **hub_options: Any) -> EfficientNetForImageClassification:
     """The model that `source` names, loaded, or kept from the last call if its files have not changed since."""
     if not isinstance(source, (str, os.PathLike)):
-        if not callable(source) or getattr(source, "image_processor", None) is None:
-            wanted = "a name, a path, or a model with its image_processor set"
+        if not hasattr(source, "classifier") or getattr(source, "image_processor", None) is None:
+            wanted = "a name, a path, or an image classifier with its image_processor set"
             raise TypeError(f"model must be {wanted}; this {type(source).__name__} does not know its preprocessing")
         return source
     key = (os.fspath(source), tuple(sorted(hub_options.items())))
@@ -112,6 +114,8 @@ def preprocess(model: EfficientNetForImageClassification, image: Any, max_pixels
 def predict(model, batch: list[np.ndarray], top_k: int | None, function_to_apply: str | None = None) -> list[list[Prediction]]:
     """Network inputs -> for each the labels by falling score."""
     config = model.config
+    if len({inputs.shape for inputs in batch}) > 1:  # a processor that does not resize
+        return [prediction for inputs in batch for prediction in predict(model, [inputs], top_k, function_to_apply)]
     if function_to_apply is None:
         sigmoid = config.problem_type == "multi_label_classification" or config.num_labels == 1
         function_to_apply = "sigmoid" if sigmoid else "softmax"

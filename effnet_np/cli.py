@@ -73,10 +73,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 # -- classify ---------------------------------------------------------------------------------------------------------
@@ -90,16 +89,19 @@ def _classify(options: argparse.Namespace) -> int:
         _report_failure(name, reason, options.json)
     model = get_model(options.model)
     for chunk in _chunks(_progress(paths), options.batch_size):
-        inputs, names = [], []
+        inputs, errors = {}, {}
         for path in chunk:
             try:
-                inputs.append(preprocess(model, path, options.max_pixels))
-                names.append(path)
+                inputs[path] = preprocess(model, path, options.max_pixels)
             except (OSError, ValueError) as error:
-                failed.append((path, str(error)))
-                _report_failure(path, str(error), options.json)
-        for name, predictions in zip(names, predict(model, inputs, options.top_k) if inputs else [], strict=True):
-            _print_predictions(name, predictions, options.json)
+                errors[path] = str(error)
+        predictions = dict(zip(inputs, predict(model, list(inputs.values()), options.top_k) if inputs else [], strict=True))
+        for path in chunk:  # in the order they were given, those that failed included
+            if path in predictions:
+                _print_predictions(path, predictions[path], options.json)
+            else:
+                failed.append((path, errors[path]))
+                _report_failure(path, errors[path], options.json)
     if failed and len(paths) + len(failed) > 1:
         print(f"effnet-np: {len(failed)} could not be classified", file=sys.stderr)
     return 1 if failed else 0
@@ -115,7 +117,7 @@ def _expand(names: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
             reason = f"{name}: the folder holds no pictures ({', '.join(SUFFIXES)})"
         elif not os.path.exists(name) and glob.has_magic(name):
             found = sorted(path for path in glob.glob(name, recursive=True) if os.path.isfile(path))
-            reason = f"{name}: no file fits this pattern"
+            reason = f"{name}: no file fits this pattern (folders do not count)"
         else:
             found, reason = [name], ""
         paths += found

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import os
 import warnings
 from collections.abc import Sequence
@@ -22,8 +23,8 @@ from effnet_np.config import PRESETS
 
 FIRST, LAST = "channels_first", "channels_last"
 RESAMPLE_NAMES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers 0 to 5
-IMAGENET_STANDARD_MEAN = IMAGENET_STANDARD_STD = [0.5, 0.5, 0.5]  # the class's defaults, by HF's names for them
-CHECKPOINT_MEAN, CHECKPOINT_STD = [0.485, 0.456, 0.406], [0.47853944, 0.4732864, 0.47434163]  # in b0's to b7's files
+IMAGENET_STANDARD_MEAN = IMAGENET_STANDARD_STD = (0.5, 0.5, 0.5)  # the class's defaults, by HF's names for them
+CHECKPOINT_MEAN, CHECKPOINT_STD = (0.485, 0.456, 0.406), (0.47853944, 0.4732864, 0.47434163)  # in b0's to b7's files
 
 MAX_NETWORK_PIXELS = 1 << 22  # 2048 x 2048; B7 takes 600 x 600
 
@@ -60,7 +61,6 @@ class EfficientNetImageProcessor:
 
     def __init__(
         self,
-        *,
         do_resize: bool = True,
         size: dict[str, int] | int | Sequence[int] | None = None,
         resample: int = 0,
@@ -85,8 +85,8 @@ class EfficientNetImageProcessor:
         self.rescale_factor = rescale_factor
         self.rescale_offset = rescale_offset
         self.do_normalize = do_normalize
-        self.image_mean = IMAGENET_STANDARD_MEAN if image_mean is None else image_mean
-        self.image_std = IMAGENET_STANDARD_STD if image_std is None else image_std
+        self.image_mean = _plain(IMAGENET_STANDARD_MEAN if image_mean is None else image_mean)
+        self.image_std = _plain(IMAGENET_STANDARD_STD if image_std is None else image_std)
         self.include_top = include_top
         self.crop_fraction = crop_fraction
         if crop_fraction is not None and not 0 < crop_fraction <= 1:
@@ -131,9 +131,8 @@ class EfficientNetImageProcessor:
         `data_format` and `input_data_format` are "channels_first" or "channels_last"; the second is inferred where it is None,
         from which axis has 1 or 3 entries. All options of the class may be given again. Raises ValueError or TypeError.
         """
-        known = [name for name in vars(EfficientNetImageProcessor()) if name in options]
-        if len(known) != len(options):
-            raise TypeError(f"preprocess() has no option {', '.join(sorted(set(options) - set(known)))}")
+        if not set(options) <= OPTIONS:
+            raise TypeError(f"preprocess() has no option {', '.join(sorted(set(options) - OPTIONS))}")
         processor = self
         if any(value is not None for value in options.values()):
             processor = type(self)(**(vars(self) | {name: value for name, value in options.items() if value is not None}))
@@ -222,9 +221,11 @@ class EfficientNetImageProcessor:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any], **overrides: Any) -> EfficientNetImageProcessor:
-        """A processor from HF's dictionary (or preprocessor_config.json); overrides win over it."""
+        """A processor from HF's dictionary (preprocessor_config.json); overrides win, and must be options, or in `fields`."""
         if not isinstance(fields, dict):
             raise TypeError(f"a processor's configuration is a dictionary, got {type(fields).__name__}")
+        if not set(overrides) <= OPTIONS | set(fields):
+            raise TypeError(f"there is no option {', '.join(sorted(set(overrides) - OPTIONS - set(fields)))}")
         fields = {key: value for key, value in fields.items() if key not in ("image_processor_type", "feature_extractor_type")}
         return cls(**copy.deepcopy(fields | overrides))
 
@@ -256,6 +257,9 @@ class EfficientNetImageProcessor:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
+
+
+OPTIONS = frozenset(inspect.signature(EfficientNetImageProcessor).parameters) - {"unknown"}
 
 
 # -- images in, tensors out -------------------------------------------------------------------------------------------
@@ -314,17 +318,18 @@ def infer_layout(image: np.ndarray) -> str:
 
 def size_dict(size: Any, name: str) -> dict[str, int]:
     """224, (224, 224) or {"height": 224, "width": 224} -> the last."""
-    if isinstance(size, int):
+    if isinstance(size, (int, np.integer)) and not isinstance(size, bool):
         size = (size, size)
     if isinstance(size, (tuple, list)) and len(size) == 2:
         size = {"height": size[0], "width": size[1]}
     if not isinstance(size, dict) or set(size) != {"height", "width"}:
         raise ValueError(f'{name} must be a number, a pair (height, width) or {{"height": ..., "width": ...}}, got {size!r}')
+    size = {side: _plain(length) for side, length in size.items()}
     if not all(isinstance(side, int) and 1 <= side <= 1 << 16 for side in size.values()):
         raise ValueError(f"{name} must be whole numbers between 1 and 65536, got {size}")
     if size["height"] * size["width"] > MAX_NETWORK_PIXELS:  # a stranger's file must not ask for gigabytes
         raise ValueError(f"{name} must be at most {MAX_NETWORK_PIXELS} pixels in all, got {size['height']} x {size['width']}")
-    return dict(size)
+    return size
 
 
 def _check_magnitude(name: str, value: Any) -> None:
@@ -336,6 +341,11 @@ def _check_magnitude(name: str, value: Any) -> None:
         magnitude: Any = abs(entry)
         if magnitude != 0 and not 1e-10 <= magnitude <= 1e10:  # NaN, too
             raise ValueError(f"{name} must lie between 1e-10 and 1e10, got {value!r:.80}")
+
+
+def _plain(value: Any) -> Any:
+    """A number or a list of its own: no tuple, which JSON would turn into a list, and no array, which it cannot hold."""
+    return np.asarray(value).tolist() if isinstance(value, (tuple, list, np.ndarray, np.generic)) else value
 
 
 def _is_picture(image: Any) -> bool:
