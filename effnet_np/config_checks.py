@@ -28,6 +28,9 @@ def check_config(config: Any) -> None:
     for name in ("dropout_rate", "drop_connect_rate", "batch_norm_momentum"):
         _check_number(name, getattr(config, name), at_least=0.0, at_most=1.0)
 
+    for name in ("fix_head_stem", "output_hidden_states", "return_dict"):
+        if not isinstance(getattr(config, name), bool):
+            raise TypeError(f"{name} must be true or false, got {getattr(config, name)!r:.80}")
     names = ("kernel_sizes", "in_channels", "out_channels", "strides", "num_block_repeats", "expand_ratios")
     for name in (*names, "depthwise_padding"):
         if not isinstance(getattr(config, name), list):
@@ -64,11 +67,13 @@ def check_config(config: Any) -> None:
     if num_weights(config) > MAX_WEIGHTS:
         raise ValueError(f"this network would have {num_weights(config)} numbers, more than the {MAX_WEIGHTS} allowed")
     if not callable(config.hidden_act) and config.hidden_act not in ACTIVATION_NAMES:
-        raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATION_NAMES)} or a function, got {config.hidden_act!r}")
+        raise ValueError(
+            f"hidden_act must be one of {', '.join(ACTIVATION_NAMES)} or a function, got {config.hidden_act!r:.80}"
+        )
     if config.pooling_type not in POOLING_TYPES:
-        raise ValueError(f"pooling_type must be one of {', '.join(POOLING_TYPES)}, got {config.pooling_type!r}")
+        raise ValueError(f"pooling_type must be one of {', '.join(POOLING_TYPES)}, got {config.pooling_type!r:.80}")
     if config.problem_type is not None and config.problem_type not in PROBLEM_TYPES:
-        raise ValueError(f"problem_type must be None or one of {', '.join(PROBLEM_TYPES)}, got {config.problem_type!r}")
+        raise ValueError(f"problem_type must be None or one of {', '.join(PROBLEM_TYPES)}, got {config.problem_type!r:.80}")
 
 
 def num_weights(config: Any) -> int:
@@ -85,7 +90,7 @@ def num_weights(config: Any) -> int:
 
 def _check_whole(name: str, value: Any, at_least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
+        raise TypeError(f"{name} must be a whole number, got {value!r:.80}")
     if value < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {value}")
     if value > MAX_WHOLE:
@@ -94,11 +99,11 @@ def _check_whole(name: str, value: Any, at_least: int = 1) -> None:
 
 def _check_number(name, value, above: float | None = None, at_least: float | None = None, at_most: float | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+        raise TypeError(f"{name} must be a number, got {value!r:.80}")
     if not abs(value) <= 1e4:  # NaN fails this, too
         raise ValueError(f"{name} must be finite and at most 10000, got {value!r:.80}")
     if above is not None and not value > above:
-        raise ValueError(f"{name} must be above {above:g}, got {value!r}")
+        raise ValueError(f"{name} must be above {above:g}, got {value!r:.80}")
     if (at_least is not None and value < at_least) or (at_most is not None and value > at_most):
         bounds = f"at least {at_least:g}" if at_most is None else f"between {at_least:g} and {at_most:g}"
-        raise ValueError(f"{name} must be {bounds}, got {value!r}")
+        raise ValueError(f"{name} must be {bounds}, got {value!r:.80}")

@@ -89,6 +89,7 @@ class EfficientNetImageProcessor:
         self.image_std = _plain(IMAGENET_STANDARD_STD if image_std is None else image_std)
         self.include_top = include_top
         self.crop_fraction = crop_fraction
+        _check_magnitude("crop_fraction", 1 if crop_fraction is None else crop_fraction)
         if crop_fraction is not None and not 0 < crop_fraction <= 1:
             raise ValueError(f"crop_fraction must be None or above 0 and at most 1, got {crop_fraction}")
         for key in ("do_resize", "do_center_crop", "do_rescale", "rescale_offset", "do_normalize", "include_top"):
@@ -323,10 +324,12 @@ def size_dict(size: Any, name: str) -> dict[str, int]:
     if isinstance(size, (tuple, list)) and len(size) == 2:
         size = {"height": size[0], "width": size[1]}
     if not isinstance(size, dict) or set(size) != {"height", "width"}:
-        raise ValueError(f'{name} must be a number, a pair (height, width) or {{"height": ..., "width": ...}}, got {size!r}')
+        raise ValueError(
+            f'{name} must be a number, a pair (height, width) or {{"height": ..., "width": ...}}, got {size!r:.80}'
+        )
     size = {side: _plain(length) for side, length in size.items()}
     if not all(isinstance(side, int) and 1 <= side <= 1 << 16 for side in size.values()):
-        raise ValueError(f"{name} must be whole numbers between 1 and 65536, got {size}")
+        raise ValueError(f"{name} must be whole numbers between 1 and 65536, got {size!r:.80}")
     if size["height"] * size["width"] > MAX_NETWORK_PIXELS:  # a stranger's file must not ask for gigabytes
         raise ValueError(f"{name} must be at most {MAX_NETWORK_PIXELS} pixels in all, got {size['height']} x {size['width']}")
     return size
@@ -345,7 +348,9 @@ def _check_magnitude(name: str, value: Any) -> None:
 
 def _plain(value: Any) -> Any:
     """A number or a list of its own: no tuple, which JSON would turn into a list, and no array, which it cannot hold."""
-    return np.asarray(value).tolist() if isinstance(value, (tuple, list, np.ndarray, np.generic)) else value
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    return [_plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value
 
 
 def _is_picture(image: Any) -> bool:
@@ -375,9 +380,9 @@ def _filter(resample: Any) -> int:
 def _per_channel(name: str, value: Any, channels: int) -> np.ndarray:
     array = np.asarray(value, np.float64)
     if array.ndim > 1 or (array.ndim == 1 and len(array) != channels):
-        raise ValueError(f"image_{name} must be one number or {channels}, one a channel of the image, got {value!r}")
+        raise ValueError(f"image_{name} must be one number or {channels}, one a channel of the image, got {value!r:.80}")
     if not np.isfinite(array).all() or (name == "std" and not array.all()):
-        raise ValueError(f"image_{name} must be finite{', and not zero' if name == 'std' else ''}, got {value!r}")
+        raise ValueError(f"image_{name} must be finite{', and not zero' if name == 'std' else ''}, got {value!r:.80}")
     return np.broadcast_to(array, channels)
 
 

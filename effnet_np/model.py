@@ -32,7 +32,7 @@ class ModelOutput(dict):
         super().__init__({name: value for name, value in fields.items() if value is not None})
 
     def __getattr__(self, name: str) -> Any:
-        if name not in inspect.signature(type(self)).parameters:
+        if name not in self and name not in inspect.signature(type(self)).parameters:
             raise AttributeError(f"{type(self).__name__} has no {name!r}, only {', '.join(self)}")
         return self.get(name)
 
@@ -187,7 +187,7 @@ class EfficientNetEncoder(Module):
         self.top_activation = activation(config.hidden_act)
 
     def forward(self, hidden_states, output_hidden_states: bool = False):
-        """-> (features (N, hidden_dim, H/32, W/32), the stem's output and each block's, or None)"""
+        """-> last_hidden_state (N, hidden_dim, H/32, W/32) and, if asked for, hidden_states: the stem's and each block's"""
         all_hidden_states = [hidden_states]
         for block in self.blocks:
             hidden_states = block(hidden_states)
@@ -196,7 +196,8 @@ class EfficientNetEncoder(Module):
         hidden_states = self.top_conv(hidden_states)
         hidden_states = self.top_bn(hidden_states)
         hidden_states = self.top_activation(hidden_states)
-        return hidden_states, tuple(all_hidden_states) if output_hidden_states else None
+        kept = tuple(all_hidden_states) if output_hidden_states else None
+        return ModelOutput(last_hidden_state=hidden_states, hidden_states=kept)
 
 
 # -- the models -------------------------------------------------------------------------------------------------------
@@ -285,9 +286,9 @@ class EfficientNetModel(PreTrainedModel):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return_dict = config.use_return_dict if return_dict is None else return_dict
         features = self.embeddings(self.checked(pixel_values))
-        features, hidden_states = self.encoder(features, output_hidden_states)
-        pooled = self.pooler(features)  # (N, hidden_dim, H/32, W/32) -> (N, hidden_dim, 1, 1)
-        output = BaseModelOutput(features, pooled.reshape(pooled.shape[:2]), hidden_states)
+        encoded = self.encoder(features, output_hidden_states)
+        pooled = self.pooler(encoded.last_hidden_state)  # (N, hidden_dim, H/32, W/32) -> (N, hidden_dim, 1, 1)
+        output = BaseModelOutput(encoded.last_hidden_state, pooled.reshape(pooled.shape[:2]), encoded.get("hidden_states"))
         return output if return_dict else output.to_tuple()
 
 

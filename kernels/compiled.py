@@ -1,0 +1,206 @@
+"""compile(model) -> CompiledEfficientNet: the same call and the same outputs, computed by the kernels.
+
+What it holds: the packed weights, once; a few plans, one for each image size that was seen lately; one arena for the
+activations and one scratch, both as large as the largest plan wants; and a pool of threads. Images of a batch go through
+one after another: each one's activations then stay in the caches, and the arena is that of one image.
+
+It keeps nothing of the model that it was made from but the configuration and the image processor. Several Python threads
+may call it; they take turns.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+import weakref
+from collections import OrderedDict
+
+import numpy as np
+
+from effnet_np.kernels import library, table
+from effnet_np.kernels.plan import ALIGN, Plane, Planner, Weights
+from effnet_np.kernels.pool import Pool
+from effnet_np.kernels.target import WIDTH
+from effnet_np.model import (
+    BaseModelOutput,
+    EfficientNetForImageClassification,
+    ImageClassifierOutput,
+    PreTrainedModel,
+    classification_loss,
+)
+
+MOST_PLANS = 8  # image sizes whose plans are kept
+_models: weakref.WeakSet = weakref.WeakSet()
+
+
+def compile(model, threads: int | None = None) -> CompiledEfficientNet:
+    return CompiledEfficientNet(model, threads)
+
+
+def available_threads() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _aligned(memory: np.ndarray) -> int:
+    return -(-memory.ctypes.data // ALIGN) * ALIGN
+
+
+class _Bound:
+    """A plan with its table of addresses, and where the results will lie."""
+
+    def __init__(self, owner: CompiledEfficientNet, plan, arena: np.ndarray):
+        base = _aligned(arena)
+        self.plan, self.arena = plan, arena
+        self.table = plan.bind(base, owner._weights.address, owner._functions, owner.threads)
+        self.address, self.steps = self.table.ctypes.data, len(self.table)
+        self.source = self.table[0, table.SOURCE : table.SOURCE + 1]  # where the image's address goes
+        self.image_bytes = 4 * owner.config.num_channels * plan.image[0] * plan.image[1]
+        self._skip = base - arena.ctypes.data
+        self.hidden = [self.view(plane) for plane in plan.hidden]
+        self.last = self.view(plan.last) if plan.last else None
+        self.pooled = self.vector(plan.pooled, owner.config.head_channels)
+        self.logits = self.vector(plan.logits, owner.config.num_labels) if plan.logits is not None else self.pooled
+
+    def vector(self, offset: int, size: int) -> np.ndarray:
+        start = (self._skip + offset) // 4
+        return self.arena[start : start + size]
+
+    def view(self, plane: Plane) -> np.ndarray:
+        """(blocks, WIDTH, H, W): NCHW but for channels that are only there to fill a block."""
+        blocks = -(-plane.channels // WIDTH)
+        floats = self.vector(plane.offset, blocks * plane.pixels * WIDTH)
+        return floats.reshape(blocks, plane.height, plane.width, WIDTH).transpose(0, 3, 1, 2)
+
+
+def _nchw(view: np.ndarray, out: np.ndarray) -> None:
+    blocks = len(view)
+    whole = len(out) // WIDTH
+    out[: whole * WIDTH].reshape(whole, WIDTH, *out.shape[1:])[...] = view[:whole]
+    if whole < blocks:
+        out[whole * WIDTH :] = view[whole, : len(out) - whole * WIDTH]
+
+
+class CompiledEfficientNet:
+    """A model's forward, run by the kernels. Same call and same outputs as the model that it was made from."""
+
+    def __init__(self, model: PreTrainedModel, threads: int | None = None):
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise ValueError(f"threads must be a whole number of at least 1, or None for all cores, got {threads!r}")
+        self.config, self.image_processor = model.config, model.image_processor
+        self.threads = threads or available_threads()
+        self.classifies = isinstance(model, EfficientNetForImageClassification)
+        self._reference = None
+        reason = _why_not(model)
+        if reason:
+            warnings.warn(f"{reason}: the NumPy model answers instead of the kernels", stacklevel=3)
+            self._reference = model
+            return
+        self._functions = library.addresses()
+        self._weights = Weights(model.state_dict(), model.config)
+        self._plans: OrderedDict[tuple, _Bound] = OrderedDict()
+        self._arena = self._scratch = np.zeros(0, np.float32)
+        self._pool = Pool(self.threads, 3 * len(model.config.blocks()) + 4)
+        self._lock = threading.Lock()
+        _models.add(self)
+
+    def named_parameters(self):
+        """What the check of the input asks for: the dtype is that of the weights."""
+        yield "weights", self._weights.data
+
+    def _bound(self, height: int, width: int, hidden: bool) -> _Bound:
+        key = (height, width, hidden)
+        bound = self._plans.get(key)
+        if bound is None:
+            plan = Planner(self.config, self._weights, height, width, hidden, not self.classifies).plan
+            if self._arena.nbytes < plan.arena_bytes + ALIGN:
+                self._plans.clear()  # their tables point into the arena that goes
+                self._arena = np.zeros(plan.arena_bytes // 4 + ALIGN, np.float32)
+            if self._scratch.nbytes < plan.scratch_bytes * self.threads + ALIGN:
+                self._scratch = np.zeros(plan.scratch_bytes * self.threads // 4 + ALIGN, np.float32)
+                self._scratch_address = _aligned(self._scratch)
+            bound = self._plans[key] = _Bound(self, plan, self._arena)
+            if len(self._plans) > MOST_PLANS:
+                self._plans.popitem(last=False)
+        else:
+            self._plans.move_to_end(key)
+        return bound
+
+    def __call__(
+        self, pixel_values=None, labels=None, output_hidden_states: bool | None = None, return_dict: bool | None = None
+    ):
+        if self._reference is not None:
+            more = {"labels": labels} if self.classifies else {}
+            return self._reference(pixel_values, output_hidden_states=output_hidden_states, return_dict=return_dict, **more)
+        config = self.config
+        hidden = bool(config.output_hidden_states if output_hidden_states is None else output_hidden_states)
+        images = pixel_values
+        if not (type(images) is np.ndarray and images.dtype == np.float32 and images.ndim == 4 and images.flags.c_contiguous):
+            images = np.ascontiguousarray(PreTrainedModel.checked(self, images))
+        count, channels, height, width = images.shape
+        if channels != config.num_channels or not images.size:
+            PreTrainedModel.checked(self, images)  # which says what is wrong
+        with self._lock:
+            bound = self._bound(height, width, hidden)
+            logits = np.empty((count, bound.logits.size), np.float32)
+            maps = [np.empty((count, p.channels, p.height, p.width), np.float32) for p in bound.plan.hidden]
+            last = bound.plan.last
+            features = None if last is None else np.empty((count, last.channels, last.height, last.width), np.float32)
+            address = images.ctypes.data
+            for image in range(count):
+                bound.source[0] = address + image * bound.image_bytes
+                self._pool(bound.address, 0, bound.steps, self._scratch_address, bound.plan.scratch_bytes)
+                logits[image] = bound.logits
+                for view, out in zip(bound.hidden, maps, strict=True):
+                    _nchw(view, out[image])
+                if features is not None:
+                    _nchw(bound.last, features[image])
+        if maps and self._weights.inner != 1:
+            maps[0] *= np.float32(1 / self._weights.inner)
+        states = tuple(maps) if hidden else None
+        if self.classifies:
+            loss = None if labels is None else classification_loss(config, logits, np.asarray(labels))
+            output = ImageClassifierOutput(loss, logits, states)
+        else:
+            output = BaseModelOutput(features, logits, states)
+        return output if (config.use_return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def profile(self, pixel_values, rounds: int = 30) -> list[tuple[str, float, int, int]]:
+        """(kind, milliseconds, FLOP, bytes of its tensors) of each step for the first image, medians over the rounds."""
+        images = np.ascontiguousarray(PreTrainedModel.checked(self, pixel_values))[:1]
+        self(images)
+        began, first = time.perf_counter(), None
+        rows = []
+        for _ in range(rounds):
+            self(images)
+            words = self._pool.words
+            bound = self._plans[(*images.shape[2:], False)]
+            line = table.LINE // 8
+            done = table.STEPS // 8 + line + 1 + 2 * line * np.arange(bound.steps)
+            ticks = np.concatenate([words[table.LEFT // 8 + 1 :][:1], words[done]])
+            first = ticks[0] if first is None else first
+            rows.append(np.diff(ticks))
+        rate = (ticks[-1] - first) / (time.perf_counter() - began)  # ticks a second
+        milliseconds = np.median(rows, axis=0) / max(rate, 1) * 1e3
+        plan = bound.plan
+        return list(zip(plan.labels, milliseconds.tolist(), plan.flops, plan.bytes, strict=True))
+
+
+def _why_not(model) -> str | None:
+    """The reason why the kernels cannot run this model here, if there is one."""
+    if callable(model.config.hidden_act):
+        return "hidden_act is a Python function, which the kernels cannot call"
+    if not library.kernels_cached() and os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return "NUMBA_DISABLE_JIT is set, and no machine code of the kernels is kept from before"
+    return None
+
+
+def _after_fork() -> None:
+    for model in list(_models):
+        model._lock = threading.Lock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,190 @@
+"""The kernels' machine code: made once for a CPU and a version, kept on disk, loaded in a moment.
+
+Numba has a cache of its own, but it looks only at the file of the function itself, so a change in another kernel's file
+would go unnoticed; it fails where the installation is read-only; and it needs Numba imported, which costs half a second
+before the first photo. So Numba compiles, and this file keeps: all kernels' code goes through LLVM into one object
+file, in the user's cache folder, under a name made of everything that it depends on. Loading needs only llvmlite.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+import llvmlite
+import llvmlite.binding as llvm
+
+from effnet_np.kernels.target import CPU_FEATURES, CPU_NAME, TRIPLE
+
+PREFIX = "effnet_np_"
+_lock = threading.Lock()
+_loaded: dict[str, int] | None = None
+_engine = None  # owns the memory of the code
+
+
+def cache_folder() -> Path:
+    """Where machine code is kept: EFFNET_NP_KERNEL_CACHE, or a folder in the user's cache."""
+    chosen = os.environ.get("EFFNET_NP_KERNEL_CACHE")
+    if chosen:
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "effnet_np" / "kernels"
+
+
+def _sources() -> Iterator[Path]:
+    return iter(sorted(Path(__file__).parent.glob("*.py")))
+
+
+def cache_file() -> Path:
+    """The file of this CPU, this version of the kernels and of the compiler."""
+    try:
+        numba = metadata.version("numba")
+    except metadata.PackageNotFoundError:
+        numba = "none"
+    digest = hashlib.sha256(f"{numba} {llvmlite.__version__} {TRIPLE} {CPU_NAME} {CPU_FEATURES}".encode())
+    for source in _sources():
+        digest.update(source.read_bytes())
+    return cache_folder() / f"{digest.hexdigest()[:32]}.o"
+
+
+def kernels_cached() -> bool:
+    """Whether the machine code for this CPU and version is there, so that `compile` need not make it. Takes milliseconds."""
+    return _loaded is not None or cache_file().is_file()
+
+
+def _machine():
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_triple(TRIPLE)
+    return target.create_target_machine(
+        cpu=CPU_NAME, features=CPU_FEATURES, opt=3, reloc="default", codemodel="jitdefault", jit=True
+    )
+
+
+def _compile(progress: Callable[[int, int, str], None] | None) -> tuple[bytes, list[str]]:
+    """The object file with all kernels, and their names. `progress(done, total, name)` is told of each and of the end."""
+    from numba import cfunc
+
+    from effnet_np.kernels import depthwise, head, native, pointwise, program, squeeze_excite, stem  # noqa: F401  (they register)
+
+    machine = _machine()
+    whole = llvm.parse_assembly(f'target triple = "{TRIPLE}"\n')
+    total = len(native.REGISTRY)
+    for number, kernel in enumerate(native.REGISTRY):
+        if progress:
+            progress(number, total, kernel.name)
+        compiled = cfunc(kernel.signature(), error_model="numpy")(kernel.function)
+        module = llvm.parse_assembly(compiled.inspect_llvm())
+        module.link_in(_entry(kernel, module, compiled.native_name.removeprefix("cfunc.")))
+        for function in module.functions:
+            if not function.is_declaration:
+                function.linkage = "external" if function.name == PREFIX + kernel.name else "internal"
+        for variable in module.global_variables:
+            if not variable.is_declaration:
+                variable.linkage = "internal"
+        _remove_unused(module, machine)
+        whole.link_in(module)
+    if progress:
+        progress(total, total, "")
+    return machine.emit_object(whole), [kernel.name for kernel in native.REGISTRY]
+
+
+def _entry(kernel, module, inner: str):
+    """A function without Numba's error handling: kernels cannot raise, so what the inner one returns is not looked at."""
+    inner_type = str(module.get_function(inner).global_value_type)
+    numbers = ["i64"] * kernel.integers + ["float"] * kernel.floats
+    given = ", ".join(f"{kind} %a{i}" for i, kind in enumerate(numbers))
+    returned = inner_type.split("(")[0].strip()
+    text = f"""
+    declare {returned} @"{inner}"(ptr, ptr, {", ".join(numbers)})
+    define void @{PREFIX}{kernel.name}({given}) {{
+        %result = alloca ptr
+        %error = alloca ptr
+        %status = call {returned} @"{inner}"(ptr %result, ptr %error, {given})
+        ret void
+    }}"""
+    return llvm.parse_assembly(text)
+
+
+def _remove_unused(module, machine) -> None:
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=0))
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.run(module, builder)
+
+
+def _load(code: bytes) -> dict[str, int]:
+    """Addresses by name of the functions in that object file."""
+    global _engine
+    machine = _machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(f'target triple = "{TRIPLE}"\n'), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engine = engine
+    return {name: engine.get_function_address(PREFIX + name) for name in _names(code)}
+
+
+def _names(code: bytes) -> list[str]:
+    """The kernels in a file that `_seal` made."""
+    return code[code.rindex(b"\n") + 1 :].decode().split(",")
+
+
+def addresses(progress: Callable[[int, int, str], None] | None = None) -> dict[str, int]:
+    """The address of each kernel by name: from memory, from disk, or compiled now. Warns of a cache that cannot be written."""
+    global _loaded
+    with _lock:
+        if _loaded is None:
+            file = cache_file()
+            try:
+                sealed = file.read_bytes()
+            except OSError:
+                sealed = b""
+            if not _intact(sealed):
+                code, names = _compile(progress)
+                sealed = _seal(code, names)
+                _keep(file, sealed)
+            _loaded = _load(sealed[32:])
+        return _loaded
+
+
+def _seal(code: bytes, names: list[str]) -> bytes:
+    """The object file with the kernels' names at its end and a digest of it all in front: a torn file is noticed."""
+    code += b"\n" + ",".join(names).encode()
+    return hashlib.sha256(code).digest() + code
+
+
+def _intact(sealed: bytes) -> bool:
+    return len(sealed) > 32 and sealed[:32] == hashlib.sha256(sealed[32:]).digest()
+
+
+def _keep(file: Path, sealed: bytes) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=file.parent)
+        with os.fdopen(handle, "wb") as out:
+            out.write(sealed)
+        os.replace(temporary, file)
+    except OSError as error:
+        warnings.warn(
+            f"the kernels' machine code cannot be kept in {file.parent} ({error}): it will be compiled again in each process. "
+            "Set EFFNET_NP_KERNEL_CACHE to a folder that can be written.",
+            stacklevel=3,
+        )
+
+
+def function(name: str, integers: int):
+    """The kernel of that name for Python to call; the call lets other Python threads run."""
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * integers)(addresses()[name])

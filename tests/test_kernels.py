@@ -1,0 +1,416 @@
+"""The compiled network against the reference: every kind of layer, every way to call it, and what a server does to it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import warnings
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llvmlite")
+pytest.importorskip("numba")
+
+from effnet_np import EfficientNetConfig, EfficientNetForImageClassification, EfficientNetModel
+from effnet_np.kernels import library
+from effnet_np.kernels.compiled import compile as compile_model
+from effnet_np.layers import BatchNorm2d, Conv2d, Linear
+
+if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+    pytest.skip("needs compiled code", allow_module_level=True)
+
+
+def live(config, bare=False, seed=0):
+    """A model whose activations stay at a sane scale through all layers, and whose batch norms all do something."""
+    model = (EfficientNetModel if bare else EfficientNetForImageClassification)(config, initialize=False)
+    random = np.random.default_rng(seed)
+
+    def normal(shape, scale, mean=0.0):
+        return (mean + scale * random.standard_normal(shape)).astype(np.float32)
+
+    for _, module in model.named_modules():
+        if isinstance(module, (Conv2d, Linear)):
+            module.weight = normal(module.weight.shape, module.weight[0].size ** -0.5)
+            if module.bias is not None:
+                module.bias = normal(module.bias.shape, 0.1)
+        if isinstance(module, BatchNorm2d):
+            shape = module.weight.shape
+            module.weight, module.bias = normal(shape, 0.2, 1.0), normal(shape, 0.2)
+            module.running_mean = normal(shape, 0.1)
+            module.running_var = (random.random(shape) + 0.5).astype(np.float32)
+    return model
+
+
+def pictures(config, batch=1, size=None, seed=0):
+    height, width = size or (config.image_size, config.image_size)
+    return np.random.default_rng(seed).standard_normal((batch, config.num_channels, height, width)).astype(np.float32)
+
+
+def assert_same(got, expected, tolerance=2e-5):
+    """Every output: the same shape and dtype, finite, alive, and equal relative to the largest value."""
+    names = list(got.keys())
+    assert names == list(expected.keys())
+    pairs = [(got[name], expected[name]) for name in names if name != "hidden_states"]
+    if expected.hidden_states is not None:
+        assert len(got.hidden_states) == len(expected.hidden_states)
+        pairs += zip(got.hidden_states, expected.hidden_states, strict=True)
+    for ours, reference in pairs:
+        assert ours.shape == reference.shape
+        assert ours.dtype == np.float32
+        assert np.isfinite(ours).all()
+        assert np.abs(reference).max() > 1e-3
+        assert np.abs(ours - reference).max() <= tolerance * np.abs(reference).max()
+
+
+SMALL = {"width_coefficient": 0.25, "depth_coefficient": 0.5, "image_size": 64, "hidden_dim": 320, "num_labels": 10}
+
+
+def small(**fields):
+    return EfficientNetConfig(**(SMALL | fields))
+
+
+VARIANTS = {
+    "small": {},
+    "odd image": {"image_size": 75},
+    "padding on all sides": {"depthwise_padding": [1, 2, 3], "image_size": 75},
+    "one channel, three labels": {"num_channels": 1, "num_labels": 3},
+    "five channels": {"num_channels": 5},
+    "no squeeze-excite": {"squeeze_expansion_ratio": 0.0},
+    "max pool": {"pooling_type": "max"},
+    "odd widths": {"depth_divisor": 3, "width_coefficient": 0.4, "hidden_dim": 513},
+    "half registers": {"width_coefficient": 1.0, "hidden_dim": 1280, "depth_coefficient": 0.4},
+    "even and large kernels": {"kernel_sizes": [2, 4, 7, 3, 6, 5, 1]},
+    "kernel size 1 with stride 2": {"kernel_sizes": [1, 1, 1, 3, 5, 1, 3]},
+    "first block expands": {"expand_ratios": [4, 6, 1, 6, 3, 1, 2]},
+    "stride 2 everywhere": {"strides": [2, 2, 1, 2, 1, 1, 1]},
+    "one stage": {
+        "kernel_sizes": [3], "in_channels": [32], "out_channels": [16], "strides": [1], "num_block_repeats": [3],
+        "expand_ratios": [1],
+    },
+    **{f"activation {name}": {"hidden_act": name} for name in ("relu", "relu6", "gelu", "gelu_new", "selu", "mish", "silu")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variant_agrees_in_every_hidden_state(name):
+    config = small(**VARIANTS[name])
+    model = live(config)
+    images = pictures(config)
+    fast = compile_model(model, threads=2)
+    expected = model(images, output_hidden_states=True)
+    assert_same(fast(images, output_hidden_states=True), expected)
+    np.testing.assert_allclose(fast(images).logits, expected.logits, atol=2e-5 * np.abs(expected.logits).max())
+
+
+@pytest.mark.parametrize("name", ["b0", "lite0", "b1"])
+def test_preset_agrees_in_every_hidden_state(name):
+    config = EfficientNetConfig.preset(name)
+    model = live(config)
+    images = pictures(config)
+    assert_same(compile_model(model)(images, output_hidden_states=True), model(images, output_hidden_states=True))
+
+
+@pytest.mark.parametrize("size", [(33, 64), (64, 33), (97, 50), (32, 32), (201, 32)])
+def test_any_size_replans_by_itself(size):
+    config = small()
+    model = live(config)
+    fast = compile_model(model, threads=2)
+    for shape in ((64, 64), size, (64, 64)):
+        images = pictures(config, size=shape)
+        assert_same(fast(images), model(images))
+
+
+def test_bare_model_gives_features_and_pool():
+    for pooling in ("mean", "max"):
+        config = small(pooling_type=pooling)
+        model = live(config, bare=True)
+        images = pictures(config, batch=3)
+        fast = compile_model(model, threads=2)
+        assert_same(fast(images, output_hidden_states=True), model(images, output_hidden_states=True))
+        assert isinstance(fast(images, return_dict=False), tuple)
+
+
+def test_batch_is_the_same_as_its_images_and_any_thread_count_gives_the_same_bits():
+    config = EfficientNetConfig.preset("b0", num_labels=7)
+    model = live(config)
+    images = pictures(config, batch=3)
+    fast = {threads: compile_model(model, threads=threads) for threads in (1, 2, 3, 7)}
+    expected = fast[1](images, output_hidden_states=True)
+    for threads, compiled in fast.items():
+        got = compiled(images, output_hidden_states=True)
+        assert np.array_equal(got.logits, expected.logits), threads
+        assert all(np.array_equal(a, b) for a, b in zip(got.hidden_states, expected.hidden_states, strict=True))
+    assert np.array_equal(fast[2](images[1:2]).logits, expected.logits[1:2])
+
+
+def test_loss_and_tuple_as_in_the_model():
+    config = small()
+    model = live(config)
+    images, labels = pictures(config, batch=2), np.array([1, 4])
+    fast = compile_model(model)
+    expected = model(images, labels=labels)
+    got = fast(images, labels=labels)
+    np.testing.assert_allclose(got.loss, expected.loss, rtol=1e-4)
+    assert len(fast(images, labels=labels, return_dict=False)) == 2
+
+
+def test_no_labels_gives_the_pooled_features():
+    model = live(small(num_labels=0))
+    images = pictures(model.config)
+    assert_same(compile_model(model)(images), model(images))
+
+
+@pytest.mark.parametrize("view", ["transposed", "float64", "sliced"])
+def test_input_of_any_layout(view):
+    config = small()
+    model = live(config)
+    images = pictures(config, batch=2)
+    given = {
+        "transposed": np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2),
+        "float64": images.astype(np.float64),
+        "sliced": np.repeat(images, 2, axis=3)[..., ::2],
+    }[view]
+    assert_same(compile_model(model)(given), model(images))
+
+
+def test_wrong_input_says_what_the_model_says():
+    config = small()
+    model = live(config)
+    fast = compile_model(model)
+    wrong = [None, np.zeros((1, 3, 64, 64), np.uint8), np.zeros((3, 64, 64), np.float32), np.zeros((1, 4, 64, 64), np.float32)]
+    for images in wrong:
+        with pytest.raises((ValueError, TypeError)) as expected:
+            model(images)
+        with pytest.raises(type(expected.value), match=str(expected.value)[:30].replace("(", r"\(").replace(")", r"\)")):
+            fast(images)
+    with pytest.raises(ValueError, match="too small"):
+        compile_model(live(small(kernel_sizes=[3, 3, 5, 3, 5, 5, 3], depthwise_padding=[])))(np.zeros((1, 3, 1, 1), np.float32))
+    with pytest.raises(ValueError, match="threads"):
+        compile_model(model, threads=0)
+
+
+def test_a_function_as_activation_falls_back_with_a_warning():
+    model = live(small(hidden_act=lambda x: np.maximum(x, 0)))
+    images = pictures(model.config)
+    with pytest.warns(UserWarning, match="hidden_act"):
+        fast = compile_model(model)
+    assert np.array_equal(fast(images).logits, model(images).logits)
+
+
+def test_non_finite_input_is_seen_in_the_output():
+    model = live(small())
+    images = pictures(model.config)
+    images[0, 1, 20, 20] = np.nan
+    assert np.isnan(compile_model(model)(images).logits).any()
+
+
+def test_the_reference_may_go_and_the_image_processor_stays():
+    model = live(small())
+    model.image_processor = object()
+    fast = compile_model(model)
+    assert fast.config is model.config
+    assert fast.image_processor is model.image_processor
+    import weakref
+
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_several_python_threads_at_once():
+    config = small()
+    model = live(config)
+    fast = compile_model(model, threads=2)
+    images = [pictures(config, seed=seed, size=(64, 64 + 32 * (seed % 2))) for seed in range(4)]
+    expected = [fast(x).logits for x in images]
+    wrong = []
+
+    def work(x, right):
+        for _ in range(40):
+            if not np.array_equal(fast(x).logits, right):
+                wrong.append(x)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(images, expected, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_used_model_works_in_a_forked_child():
+    config = small()
+    fast = compile_model(live(config), threads=2)
+    images = pictures(config)
+    expected = fast(images).logits
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python warns of fork in a process with threads
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if all(np.array_equal(fast(images).logits, expected) for _ in range(20)) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.array_equal(fast(images).logits, expected)
+
+
+def test_threads_end_with_their_model():
+    fast = compile_model(live(small()), threads=3)
+    fast(pictures(fast.config))
+    before = threading.active_count()
+    del fast
+    gc.collect()
+    for _ in range(200):
+        if threading.active_count() <= before - 2:
+            break
+        threading.Event().wait(0.01)
+    assert threading.active_count() <= before - 2
+
+
+def test_plans_are_kept_but_not_without_bound():
+    config = small()
+    fast = compile_model(live(config), threads=1)
+    for width in range(64, 64 + 20):
+        fast(pictures(config, size=(64, width)))
+    assert len(fast._plans) <= 8
+
+
+def test_memory_does_not_grow():
+    import resource
+
+    config = small(image_size=32)
+    fast = compile_model(live(config), threads=2)
+    images = pictures(config)
+    for _ in range(100):
+        fast(images)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(1000):
+        fast(images)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2048  # KB
+
+
+# -- in a process of its own ------------------------------------------------------------------------------------------
+
+CHECK = """
+import sys, warnings
+sys.path.insert(0, {tests!r})
+import numpy as np
+from test_kernels import live, pictures, small, assert_same
+from effnet_np.kernels import library
+from effnet_np.kernels.compiled import compile
+from effnet_np.kernels.target import WIDTH
+wide = {{"width_coefficient": 1.0, "hidden_dim": 1280, "depth_coefficient": 0.4}}
+for fields in ({{}}, {{"hidden_act": "gelu", "image_size": 75}}, wide):
+    model = live(small(**fields)); images = pictures(model.config)
+    assert_same(compile(model, threads=2)(images, output_hidden_states=True), model(images, output_hidden_states=True))
+print("width", WIDTH)
+"""
+
+
+def run_python(code, **environment):
+    code = code.format(tests=os.path.dirname(__file__))
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("environment", "width"),
+    [
+        ({"NUMBA_CPU_NAME": "generic"}, {4}),
+        ({"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+sse4.2,+ssse3,+popcnt,+bmi,+bmi2"}, {8}),
+    ],
+    ids=["generic", "avx2"],
+)
+def test_other_cpus(environment, width, tmp_path):
+    if "FEATURES" in str(environment) and "avx2" not in _host_features():
+        pytest.skip("this CPU has no AVX2")
+    done = run_python(CHECK, EFFNET_NP_KERNEL_CACHE=str(tmp_path), **environment)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) in width
+
+
+def _host_features():
+    import llvmlite.binding
+
+    return {name for name, present in llvmlite.binding.get_host_cpu_features().items() if present}
+
+
+def test_without_jit_and_without_cached_code_the_reference_answers(tmp_path):
+    code = """
+import sys, warnings
+sys.path.insert(0, {tests!r})
+import numpy as np, effnet_np
+from effnet_np.kernels.compiled import compile
+config = effnet_np.EfficientNetConfig.preset("b0", num_labels=3, image_size=32)
+model = effnet_np.EfficientNetForImageClassification(config, seed=0)
+x = np.ones((1, 3, 32, 32), np.float32)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    fast = compile(model)
+assert "NUMBA_DISABLE_JIT" in str(caught[0].message)
+assert np.array_equal(fast(x).logits, model(x).logits)
+"""
+    done = run_python(code, EFFNET_NP_KERNEL_CACHE=str(tmp_path), NUMBA_DISABLE_JIT="1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_loading_cached_code_needs_no_numba():
+    library.addresses()
+    code = """
+import sys
+from effnet_np.kernels import library
+assert library.kernels_cached()
+library.addresses()
+assert "numba" not in sys.modules
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_torn_cache_file_is_noticed_and_unwritable_cache_is_warned_of(tmp_path, monkeypatch):
+    monkeypatch.setenv("EFFNET_NP_KERNEL_CACHE", str(tmp_path / "folder"))
+    assert not library._intact(b"")
+    assert not library._intact(library._seal(b"code", ["a"])[:-1])
+    assert library._intact(library._seal(b"code", ["a"]))
+    (tmp_path / "folder").write_text("a file where the folder should be")
+    with pytest.warns(UserWarning, match="EFFNET_NP_KERNEL_CACHE"):
+        library._keep(library.cache_file(), b"x")
+
+
+# -- which backend answers --------------------------------------------------------------------------------------------
+
+
+def test_backend_is_chosen_by_what_is_there(tmp_path, monkeypatch):
+    from effnet_np.kernels import backend
+    from effnet_np.kernels.compiled import CompiledEfficientNet
+
+    model = live(small())
+    library.addresses()
+    assert backend.choose(model, "numpy") == (model, None)
+    assert isinstance(backend.choose(model, "auto")[0], CompiledEfficientNet)
+    with pytest.raises(ValueError, match="backend must be"):
+        backend.choose(model, "cuda")
+    monkeypatch.setattr(library, "_loaded", None)
+    monkeypatch.setenv("EFFNET_NP_KERNEL_CACHE", str(tmp_path))  # nothing is compiled there
+    chosen, hint = backend.choose(model, "auto")
+    assert chosen is model
+    assert "warmup" in hint
+
+
+def test_warmup_says_where_the_code_is_kept(capsys):
+    from effnet_np.kernels.warmup import warmup
+
+    library.addresses()
+    assert warmup() == 0
+    assert str(library.cache_file()) in capsys.readouterr().err
+
+
+def test_profile_names_every_step():
+    fast = compile_model(live(small()), threads=2)
+    steps = fast.profile(pictures(fast.config), rounds=3)
+    assert steps[-1][0] == "classifier"
+    assert all(milliseconds >= 0 and work > 0 and size > 0 for _, milliseconds, work, size in steps)
