@@ -44,7 +44,9 @@ def main() -> int:
     parser.add_argument("numbers", nargs="*", help="which: 00 03 (default: all)")
     parser.add_argument("--check", action="store_true", help="write nothing, fail where something is not as it should be")
     options = parser.parse_args()
-    paths = [path for path in sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")) if not options.numbers or path.name[:2] in options.numbers]
+    paths = [
+        path for path in sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")) if not options.numbers or path.name[:2] in options.numbers
+    ]
     if not paths:
         parser.error(f"there is no notebook {' '.join(options.numbers)} in {FOLDER}")
     total, failed = 0.0, 0
@@ -54,7 +56,9 @@ def main() -> int:
         seconds = time.perf_counter() - start
         total += seconds
         failed += bool(faults)
-        print(f"{path.name:45} {seconds:6.1f} s {path.stat().st_size / 1000:8.0f} kB  {'FAILED' if faults else 'ok'}", flush=True)
+        print(
+            f"{path.name:45} {seconds:6.1f} s {path.stat().st_size / 1000:8.0f} kB  {'FAILED' if faults else 'ok'}", flush=True
+        )
         for fault in faults:
             print(f"    {fault}", flush=True)
     print(f"{len(paths)} notebooks, {failed} failed, {total:.0f} s")
