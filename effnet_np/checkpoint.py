@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import io
 import json
 import math
 import os
@@ -29,6 +30,7 @@ import numpy as np
 
 from effnet_np import hub
 from effnet_np.config import EfficientNetConfig
+from effnet_np.config_checks import num_weights
 from effnet_np.h5_file import FORMAT_VERSION, H5File
 from effnet_np.image_processor import EfficientNetImageProcessor
 from effnet_np.module import refuse_mismatch
@@ -39,6 +41,7 @@ MAX_JSON = 2 << 20  # bytes of a .json file or a safetensors header; B7's are 0.
 MAX_BRACKETS = 20_000  # objects and lists in it
 MAX_DEPTH = 20  # of objects and lists in each other
 MAX_SHARDS = 256
+MAX_NAME = 500  # characters
 DTYPES: dict[str, np.dtype] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 BACKBONE = "efficientnet."
@@ -57,7 +60,7 @@ class SafetensorsFile:
             self._tensors = self._header()
         except ValueError as error:
             self.close()
-            raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+            raise ValueError(f"{path} is not a readable safetensors file: {error!s:.500}") from error
         self.shapes = {name: shape for name, (_, shape, _) in self._tensors.items()}
 
     def _header(self) -> dict[str, tuple[np.dtype, tuple[int, ...], int]]:
@@ -224,6 +227,8 @@ class Checkpoint:
                 self.config = EfficientNetConfig.preset("lite0").to_dict()
             if self.image_processor is None:
                 self.image_processor = EfficientNetImageProcessor.preset("lite0").to_dict()
+        if any(len(name) > MAX_NAME for name in self._names):
+            raise ValueError(f"{self.weights_path} has a tensor whose name is longer than {MAX_NAME} characters")
         self.shapes = {name: self._weights.shapes[own] for name, own in self._names.items()}
 
     def read(self, name: str) -> np.ndarray:
@@ -243,14 +248,16 @@ def load_model(cls: type, source: str | os.PathLike, ignore_mismatched_sizes: bo
     """`cls.from_pretrained`: see there."""
     hub_options, overrides = hub.split_options(options)
     seed, allow_nonfinite = overrides.pop("seed", None), overrides.pop("allow_nonfinite", False)
+    given = overrides.pop("config", None)
     with Checkpoint(hub.resolve(source, weights=True, **hub_options)) as checkpoint:
-        if checkpoint.config is None:
+        described = checkpoint.config if given is None else given.to_dict()
+        if described is None:
             raise FileNotFoundError(f"{checkpoint.path} has no config.json beside its weights, so its network is not known")
         with naming(checkpoint.path):
-            config = EfficientNetConfig.from_dict(checkpoint.config, **overrides)
+            config = EfficientNetConfig.from_dict(described, **overrides)
         has = sum(math.prod(shape) for shape in checkpoint.shapes.values())
-        if config.num_weights() > 2 * has + 1_000_000:  # said before such a network is built
-            wanted = f"describes a network of {config.num_weights()} numbers, but the weights have {has}"
+        if num_weights(config) > 2 * has + 1_000_000:  # said before such a network is built
+            wanted = f"describes a network of {num_weights(config)} numbers, but the weights have {has}"
             raise ValueError(f"the configuration of {checkpoint.path} {wanted}")
         model = cls(config, seed, initialize=False)
         names = _names_for(model, checkpoint.shapes)
@@ -258,7 +265,8 @@ def load_model(cls: type, source: str | os.PathLike, ignore_mismatched_sizes: bo
         head = {"classifier.weight", "classifier.bias"}
         # Files older than PyTorch 0.4.1 do not count batches, and no inference needs the count.
         missing = [key for key in own if key not in names and not key.endswith("num_batches_tracked")]
-        unexpected = [key for key in checkpoint.shapes if key not in names.values() and not _left_out(model, key)]
+        taken = set(names.values())
+        unexpected = [key for key in checkpoint.shapes if key not in taken and not _left_out(own, key)]
         wrong = {key: f"expected {own[key].shape}, got {checkpoint.shapes[name]}" for key, name in names.items()
                  if own[key].shape != checkpoint.shapes[name]}  # fmt: skip
         fresh = set(wrong) | (head & set(missing)) if ignore_mismatched_sizes else set()
@@ -310,9 +318,9 @@ def _names_for(model: Any, shapes: Mapping[str, tuple]) -> dict[str, str]:
     return names
 
 
-def _left_out(model: Any, name: str) -> bool:
-    """A backbone has no use for the classifier of the checkpoint that it is loaded from."""
-    return not hasattr(model, "efficientnet") and name.startswith("classifier.")
+def _left_out(own: Mapping[str, np.ndarray], name: str) -> bool:
+    """A backbone, or a model of no labels, has no use for the classifier of the checkpoint that it is loaded from."""
+    return name.startswith("classifier.") and "classifier.weight" not in own
 
 
 def save_model(model: Any, folder: str | os.PathLike) -> None:
@@ -321,6 +329,7 @@ def save_model(model: Any, folder: str | os.PathLike) -> None:
 
     folder = Path(folder)
     config = model.config.to_dict() | {"architectures": [type(model).__name__]}
+    json.dumps(config)  # before anything is written: a field that JSON cannot hold is a TypeError
     tensors = {name: np.asarray(array, order="C") for name, array in model.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "model.safetensors") as temporary:
@@ -339,16 +348,18 @@ def save_h5(model: Any, path: str | os.PathLike, source: str = "", revision: str
     del config["label2id"]
     state = model.state_dict()
     digest = tensors_sha256(state)
+    buffer = io.BytesIO()  # into memory first: where a disk is full, libhdf5 can only crash
+    with h5py.File(buffer, "w", libver="earliest") as file:  # the form that h5_file.py and every HDF5 tool reads
+        for name, array in state.items():
+            file.create_dataset(name.replace(".", "/"), data=array)
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["effnet_np_version"] = version("effnet_np")
+        file.attrs["config"] = json.dumps(config)
+        file.attrs["id2label"] = json.dumps(id2label)
+        file.attrs["image_processor"] = json.dumps(model.image_processor.to_dict()) if model.image_processor else ""
+        file.attrs["source"], file.attrs["revision"], file.attrs["sha256"] = source, revision, digest
     with replacing(path) as temporary:
-        with h5py.File(temporary, "w", libver="earliest") as file:  # the form that h5_file.py and every HDF5 tool reads
-            for name, array in state.items():
-                file.create_dataset(name.replace(".", "/"), data=array)
-            file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs["effnet_np_version"] = version("effnet_np")
-            file.attrs["config"] = json.dumps(config)
-            file.attrs["id2label"] = json.dumps(id2label)
-            file.attrs["image_processor"] = json.dumps(model.image_processor.to_dict()) if model.image_processor else ""
-            file.attrs["source"], file.attrs["revision"], file.attrs["sha256"] = source, revision, digest
+        temporary.write_bytes(buffer.getbuffer())
     return digest
 
 
@@ -372,7 +383,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{path}: {error}") from error
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{path}: {error!s:.500}") from error
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
@@ -400,8 +411,6 @@ def _description(path: Path, which: int, name: str) -> dict[str, Any]:
 
 def _descriptions(path: Path) -> tuple[dict | None, dict | None]:
     folder = path if path.is_dir() else path.parent
-    if path.suffix in (".h5", ".hdf5"):
-        return None, None  # it brings its own
     config, processor = (in_folder(folder, name) for name in ("config.json", "preprocessor_config.json"))
     return read_json(config) if config else None, read_json(processor) if processor else None
 
@@ -445,6 +454,7 @@ def _parse_json(text: str | bytes, where: object) -> dict[str, Any]:
         if text.count("[") + text.count("{") > MAX_BRACKETS:
             raise ValueError(f"it has more than {MAX_BRACKETS} objects and lists")
         value = json.loads(text, object_pairs_hook=no_twins, parse_constant=no_constant)
+        json.dumps(value, ensure_ascii=False).encode()  # fails for half a character, such as "\\ud800"
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} does not hold valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -491,3 +501,31 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+# -- traces: the same file format, other contents (see trace.py) ------------------------------------------------------
+
+
+def save_arrays_h5(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], index: str) -> None:
+    """Write arrays under "group/name" keys, and the text of their index as the root's attribute `index`."""
+    import h5py
+
+    with replacing(path) as temporary:
+        with h5py.File(temporary, "w", libver="earliest") as file:
+            for place, array in arrays.items():
+                file.create_dataset(place, data=array)
+            file.attrs["format_version"] = FORMAT_VERSION
+            file.attrs["effnet_np_version"] = version("effnet_np")
+            file.attrs["index"] = index
+
+
+def load_arrays_h5(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str]:
+    """What `save_arrays_h5` wrote: (arrays, index). Raises ValueError for another file."""
+    file = H5File(path, separator="/")  # names of layers have dots
+    try:
+        index = file.attributes.get("index")
+        if not isinstance(index, str):
+            raise ValueError(f"{path} holds no trace: it has no attribute index (is it a checkpoint?)")
+        return {name: file.read(name) for name in file.shapes}, index
+    finally:
+        file.close()

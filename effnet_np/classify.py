@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +16,14 @@ import numpy as np
 from effnet_np import hub, ops
 from effnet_np.image_io import MAX_PIXELS, load_image
 from effnet_np.model import EfficientNetForImageClassification
+from effnet_np.module import Module
 
 DEFAULT_MODEL = "lite0"  # embedded: installed with the package, needs no network
 FUNCTIONS = {"softmax": ops.softmax, "sigmoid": ops.sigmoid, "none": lambda logits: logits}
 
 _kept: dict[tuple, _Kept] = {}  # the model of the last call, for the next one
+_runners: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()  # kept models -> what runs them
+_hinted: list[str] = []  # the hint that was given, once in a process
 _lock = threading.Lock()
 if hasattr(os, "register_at_fork"):  # a child must not inherit a lock that another thread of its parent holds
 
@@ -38,6 +43,7 @@ def classify(
     *,
     batch_size: int = 8,
     function_to_apply: str | None = None,
+    backend: str = "auto",
     max_pixels: int = MAX_PIXELS,
     **hub_options: Any,
 ) -> list[Prediction] | list[list[Prediction]]:
@@ -47,7 +53,9 @@ def classify(
     list of them (or an array (N, H, W, C)): then a list of such lists comes back, in order, `batch_size` images at a time.
     model: "lite0" (embedded), "b0".."b7" or another hub id, a folder or file, or a model that carries its `image_processor`.
     The scores are softmax probabilities, or sigmoid ones for one label and for multi-label models, or as
-    `function_to_apply` ("softmax", "sigmoid", "none") says. Raises FileNotFoundError, TypeError or ValueError.
+    `function_to_apply` ("softmax", "sigmoid", "none") says. backend: "numpy", "numba" (the compiled kernels), or "auto": the
+    kernels where their machine code is on disk already, otherwise NumPy at once, and a hint. Raises FileNotFoundError,
+    TypeError or ValueError.
     """
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be None or at least 1, got {top_k}")
@@ -55,21 +63,48 @@ def classify(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if function_to_apply is not None and function_to_apply not in FUNCTIONS:
         raise ValueError(f"function_to_apply must be None or one of {', '.join(FUNCTIONS)}, got {function_to_apply!r}")
-    model = get_model(model, **hub_options)
+    if not set(hub_options) <= set(hub.OPTIONS):
+        raise TypeError(f"classify() has no option {', '.join(sorted(set(hub_options) - set(hub.OPTIONS)))}")
+    runner = get_runner(model, backend, **hub_options)
     many = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4  # PIL images have no ndim
     queue = list(images) if many else [images]
     results: list[list[Prediction]] = []
     for first in range(0, len(queue), batch_size):
-        batch = [preprocess(model, image, max_pixels) for image in queue[first : first + batch_size]]
-        results += predict(model, batch, top_k, function_to_apply)
+        batch = [preprocess(runner, image, max_pixels) for image in queue[first : first + batch_size]]
+        results += predict(runner, batch, top_k, function_to_apply)
     return results if many else results[0]
+
+
+def get_runner(source: Any, backend: str = "auto", **hub_options: Any) -> Any:
+    """What answers for the model that `source` names: itself, or its compiled form, which is kept with it.
+
+    A model that is passed as an object answers itself unless backend="numba" is asked for, which then compiles it at each
+    call: compile it once with `effnet_np.compile`, and pass that.
+    """
+    from effnet_np.kernels.backend import BACKENDS, choose
+
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    model = get_model(source, **hub_options)
+    if model is source:
+        return choose(model, "numba")[0] if backend == "numba" and isinstance(model, Module) else model
+    if model not in _runners or backend not in _runners[model]:
+        runner, hint = choose(model, backend)
+        if hint is not None:  # not kept: the kernels may be warm at the next call
+            if not _hinted:
+                _hinted.append(hint)
+                warnings.warn(hint, UserWarning, stacklevel=3)
+            return runner
+        _runners.setdefault(model, {})[backend] = runner
+    return _runners[model][backend]
 
 
 def get_model(source: Any, **hub_options: Any) -> EfficientNetForImageClassification:
     """The model that `source` names, loaded, or kept from the last call if its files have not changed since."""
     if not isinstance(source, (str, os.PathLike)):
-        if not callable(source) or getattr(source, "image_processor", None) is None:
-            wanted = "a name, a path, or a model with its image_processor set"
+        classifies = hasattr(source, "classifier") or getattr(source, "classifies", False)  # the second: compiled
+        if not classifies or getattr(source, "image_processor", None) is None:
+            wanted = "a name, a path, or an image classifier with its image_processor set"
             raise TypeError(f"model must be {wanted}; this {type(source).__name__} does not know its preprocessing")
         return source
     key = (os.fspath(source), tuple(sorted(hub_options.items())))
@@ -111,11 +146,16 @@ def preprocess(model: EfficientNetForImageClassification, image: Any, max_pixels
 
 def predict(model, batch: list[np.ndarray], top_k: int | None, function_to_apply: str | None = None) -> list[list[Prediction]]:
     """Network inputs -> for each the labels by falling score."""
-    config = model.config
+    if len({inputs.shape for inputs in batch}) > 1:  # a processor that does not resize
+        return [prediction for inputs in batch for prediction in predict(model, [inputs], top_k, function_to_apply)]
+    return ranked(model.config, model(np.stack(batch), return_dict=True).logits, top_k, function_to_apply)
+
+
+def ranked(config: Any, logits: np.ndarray, top_k: int | None, function_to_apply: str | None = None) -> list[list[Prediction]]:
+    """Logits (N, num_labels) -> for each row the labels by falling score."""
     if function_to_apply is None:
         sigmoid = config.problem_type == "multi_label_classification" or config.num_labels == 1
         function_to_apply = "sigmoid" if sigmoid else "softmax"
-    logits = model(np.stack(batch), return_dict=True).logits  # (N, num_labels)
     if not np.isfinite(logits).all():
         raise ValueError("the network's output is not finite: its weights are damaged, or do not fit its configuration")
     scores = FUNCTIONS[function_to_apply](logits)

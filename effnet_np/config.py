@@ -12,6 +12,7 @@ Field names, defaults and quirks: transformers 4.37.2, `models/efficientnet/conf
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import math
 import os
@@ -20,14 +21,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-ACTIVATION_NAMES = ("swish", "silu", "relu", "relu6", "gelu", "gelu_new", "selu", "mish")
-POOLING_TYPES = ("mean", "max")
-# No network comes near these; a configuration beyond them is a mistake or an attack, and is refused before memory is spent.
-MAX_WHOLE = 1 << 16  # channels, pixels, repeats, ...
-MAX_BLOCKS = 1000  # B7 has 55
-MAX_WEIGHTS = 1 << 28  # numbers without the classifier; B7 has 64 million
-MAX_LABELS = 100_000
-PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+from effnet_np.config_checks import MAX_LABELS, check_config
 
 # name: (width, depth, image size, dropout, blocks that pad k//2 on all sides); hidden_dim follows from the width.
 # Source: HF's convert_efficientnet_to_pytorch.py. "lite0" is TensorFlow's efficientnet/lite.
@@ -82,16 +76,15 @@ class BlockSpec:
 class EfficientNetConfig:
     """Every field and default of HF's `EfficientNetConfig`; the bare one is B7. Unknown keys are kept as attributes.
 
-    Beyond HF: `squeeze_expansion_ratio=0` means no squeeze-excite, and `fix_head_stem=True` leaves the stem, the
-    head and the first and last stage unscaled, as the Lite networks do. `hidden_act` may be a function from array
-    to array. Raises ValueError or TypeError for a configuration that describes no network.
+    Beyond HF: `squeeze_expansion_ratio=0` means no squeeze-excite, and `fix_head_stem=True` leaves the channels of stem
+    and head, and the number of blocks in the first and the last stage, unscaled, as the Lite networks do. `hidden_act` may
+    be a function from array to array. Raises ValueError or TypeError for a configuration that describes no network.
     """
 
     model_type = "efficientnet"
 
     def __init__(
         self,
-        *,
         num_channels: int = 3,
         image_size: int = 600,
         width_coefficient: float = 2.0,
@@ -124,7 +117,7 @@ class EfficientNetConfig:
     ):
         def stage_list(given, default):
             given = default if given is None else given
-            return list(given) if isinstance(given, (list, tuple)) else given  # validate() refuses what is neither
+            return list(given) if isinstance(given, (list, tuple)) else given  # check_config refuses what is neither
 
         self.num_channels = num_channels
         self.image_size = image_size
@@ -157,16 +150,19 @@ class EfficientNetConfig:
             if key.startswith("__") or hasattr(type(self), key):
                 raise ValueError(f"a configuration cannot have a key {key!r}: it would replace a part of the class")
             setattr(self, key, value)
+        for key, value in vars(self).items():
+            setattr(self, key, value.tolist() if hasattr(value, "tolist") else value)  # NumPy's numbers -> Python's
         self._set_labels(id2label, label2id, num_labels)
-        self.validate()
+        check_config(self)
         self.num_hidden_layers = sum(self.num_block_repeats) * 4  # HF's number; nothing reads it
 
     # -- labels ---------------------------------------------------------------------------------------------------
 
     def _set_labels(self, id2label, label2id, num_labels):
         if id2label is None:
+            label2id = None  # as in HF: without names there is nothing to number
             count = 2 if num_labels is None else num_labels  # HF's default is two labels
-            if not isinstance(count, int) or not 0 <= count <= MAX_LABELS:
+            if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MAX_LABELS:
                 raise ValueError(f"num_labels must be a whole number of at least 0 and at most {MAX_LABELS}, got {count!r:.80}")
             id2label = {index: f"LABEL_{index}" for index in range(count)}
         if not isinstance(id2label, dict) or not isinstance(label2id, (dict, type(None))):
@@ -193,61 +189,6 @@ class EfficientNetConfig:
     @property
     def use_return_dict(self) -> bool:
         return self.return_dict
-
-    # -- what is refused ------------------------------------------------------------------------------------------
-
-    def validate(self) -> None:
-        """Raise ValueError (TypeError for a wrong type) where these fields describe no network."""
-        for name in ("num_channels", "image_size", "depth_divisor", "hidden_dim"):
-            _check_whole(name, getattr(self, name))
-        for name in ("width_coefficient", "depth_coefficient", "batch_norm_eps"):
-            _check_number(name, getattr(self, name), above=0.0)
-        for name in ("squeeze_expansion_ratio", "initializer_range"):
-            _check_number(name, getattr(self, name), at_least=0.0)
-        for name in ("dropout_rate", "drop_connect_rate", "batch_norm_momentum"):
-            _check_number(name, getattr(self, name), at_least=0.0, at_most=1.0)
-
-        names = ("kernel_sizes", "in_channels", "out_channels", "strides", "num_block_repeats", "expand_ratios")
-        for name in (*names, "depthwise_padding"):
-            if not isinstance(getattr(self, name), list):
-                raise TypeError(f"{name} must be a list of whole numbers, got {getattr(self, name)!r:.80}")
-            if len(getattr(self, name)) > MAX_BLOCKS:
-                raise ValueError(f"{name} has {len(getattr(self, name))} entries, more than the {MAX_BLOCKS} allowed")
-        lengths = {name: len(getattr(self, name)) for name in names}
-        if len(set(lengths.values())) != 1 or not self.in_channels:
-            raise ValueError(f"these lists need one entry a stage, the same number in each, at least one; got {lengths}")
-        for name in names:
-            for position, entry in enumerate(getattr(self, name)):
-                _check_whole(f"{name}[{position}]", entry)
-        depth = sum(self.round_repeats(repeats) for repeats in self.num_block_repeats)
-        if depth > MAX_BLOCKS:
-            raise ValueError(f"num_block_repeats and depth_coefficient make {depth} blocks, more than the {MAX_BLOCKS} allowed")
-        for position, stride in enumerate(self.strides):
-            if stride not in (1, 2):
-                raise ValueError(f"strides[{position}] must be 1 or 2 (HF pads for no other), got {stride}")
-        for position, block in enumerate(self.depthwise_padding):
-            _check_whole(f"depthwise_padding[{position}]", block, at_least=0)
-        for stage in range(len(self.in_channels) - 1):
-            if self.round_filters(self.out_channels[stage]) != self.round_filters(self.in_channels[stage + 1]):
-                raise ValueError(
-                    f"out_channels[{stage}] is {self.out_channels[stage]} but in_channels[{stage + 1}] is "
-                    f"{self.in_channels[stage + 1]}: a stage takes what the one before it gives"
-                )
-        if self._stem_or_head(self.in_channels[0]) != self.stem_channels:
-            raise ValueError(f"in_channels[0] must be 32, the stem's channels before scaling, got {self.in_channels[0]}")
-        if self.hidden_dim != self.head_channels:
-            raise ValueError(
-                f"hidden_dim is {self.hidden_dim} but must be {self.head_channels}, which is round_filters(1280) at "
-                f"width_coefficient {self.width_coefficient} and depth_divisor {self.depth_divisor}"
-            )
-        if self.num_weights() > MAX_WEIGHTS:
-            raise ValueError(f"this network would have {self.num_weights()} numbers, more than the {MAX_WEIGHTS} allowed")
-        if not callable(self.hidden_act) and self.hidden_act not in ACTIVATION_NAMES:
-            raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATION_NAMES)} or a function, got {self.hidden_act!r}")
-        if self.pooling_type not in POOLING_TYPES:
-            raise ValueError(f"pooling_type must be one of {', '.join(POOLING_TYPES)}, got {self.pooling_type!r}")
-        if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
-            raise ValueError(f"problem_type must be None or one of {', '.join(PROBLEM_TYPES)}, got {self.problem_type!r}")
 
     # -- compound scaling -----------------------------------------------------------------------------------------
 
@@ -307,17 +248,6 @@ class EfficientNetConfig:
                 in_channels = out_channels
         return specs
 
-    def num_weights(self) -> int:
-        """How many numbers the network holds, batch statistics included and the classifier not, without building it."""
-        specs, norm = self.blocks(), 4  # weight, bias, mean and variance of each channel
-        count = self.stem_channels * (9 * self.num_channels + norm) + self.head_channels * (specs[-1].out_channels + norm)
-        for block in specs:
-            channels, squeezed = block.expanded_channels, block.squeeze_channels
-            count += channels * (block.in_channels + norm) if block.expand_ratio != 1 else 0
-            count += channels * (block.kernel_size**2 + norm) + (channels + norm) * block.out_channels
-            count += 2 * channels * squeezed + squeezed + channels if squeezed else 0
-        return count
-
     def stem_size(self, height: int, width: int) -> tuple[int, int]:
         """(H, W) of the stem's output: 3x3 with stride 2, after one row and one column of zeros at the bottom and right."""
         return (height - 2) // 2 + 1, (width - 2) // 2 + 1
@@ -361,9 +291,12 @@ class EfficientNetConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any], **overrides: Any) -> EfficientNetConfig:
-        """A configuration from HF's dictionary (or config.json); overrides win over it."""
+        """A configuration from HF's dictionary (or config.json); overrides win, and must be known fields or among `fields`."""
         if not isinstance(fields, dict):
             raise TypeError(f"a configuration is a dictionary of fields, got {type(fields).__name__}")
+        known = set(inspect.signature(cls).parameters) | set(fields)
+        if not set(overrides) <= known:
+            raise TypeError(f"there is no option or field {', '.join(sorted(set(overrides) - known))}")
         fields = copy.deepcopy(fields)
         model_type = fields.get("model_type", cls.model_type)
         if model_type != cls.model_type:
@@ -419,24 +352,3 @@ def imagenet_labels() -> dict[int, str]:
     """The 1,000 ImageNet classes, index to label, as the configurations on the hub have them."""
     text = resources.files("effnet_np.weights").joinpath("imagenet-1k-id2label.json").read_text(encoding="utf-8")
     return {int(index): label for index, label in json.loads(text).items()}
-
-
-def _check_whole(name: str, value: Any, at_least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, got {value}")
-    if value > MAX_WHOLE:
-        raise ValueError(f"{name} must be at most {MAX_WHOLE}, got {value!r:.80}")
-
-
-def _check_number(name, value, above: float | None = None, at_least: float | None = None, at_most: float | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not abs(value) <= 1e4:  # NaN fails this, too
-        raise ValueError(f"{name} must be finite and at most 10000, got {value!r:.80}")
-    if above is not None and not value > above:
-        raise ValueError(f"{name} must be above {above:g}, got {value!r}")
-    if (at_least is not None and value < at_least) or (at_most is not None and value > at_most):
-        bounds = f"at least {at_least:g}" if at_most is None else f"between {at_least:g} and {at_most:g}"
-        raise ValueError(f"{name} must be {bounds}, got {value!r}")

@@ -37,7 +37,8 @@ DATATYPES: dict[bytes, np.dtype] = {  # IV.A.2.d: class, byte order, size, and w
     bytes.fromhex("11203f00 08000000 0000 4000 340b0034 ff030000"): np.dtype("<f8"),
     bytes.fromhex("10080000 08000000 0000 4000"): np.dtype("<i8"),
 }
-DATASPACE, LINK_INFO, DATATYPE, EXTERNAL, LINK, LAYOUT, FILTERS, ATTRIBUTE, MORE, SYMBOLS = 1, 2, 3, 7, 6, 8, 11, 12, 16, 17
+DATASPACE, DATATYPE, EXTERNAL, LAYOUT, FILTERS, ATTRIBUTE, MORE, SYMBOLS = 1, 3, 7, 8, 11, 12, 16, 17
+LINKS = (2, 6, 10)  # of groups of a newer style, the only ones that can hold external links
 HARMLESS = (0, 4, 5, 14, 18)  # nothing, fill values, times of change
 GZIP, SHUFFLE = 1, 2
 
@@ -53,10 +54,13 @@ class _Dataset:
 
 
 class H5File:
-    """An open .h5 file: `attributes`, `shapes` of all tensors by name ("a.b.c" is c in group a/b), and `read(name)`."""
+    """An open .h5 file: `attributes`, `shapes` of all tensors by name ("a.b.c" is c in group a/b), and `read(name)`.
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = os.fspath(path)
+    `separator` joins a name; a group or dataset may not have it in its own.
+    """
+
+    def __init__(self, path: str | os.PathLike, separator: str = "."):
+        self.path, self._separator = os.fspath(path), separator
         self._file = open(self.path, "rb")  # noqa: SIM115 - closed by close()
         try:
             self._size, self._budget, self._numbers = os.fstat(self._file.fileno()).st_size, BUDGET, 0
@@ -67,7 +71,7 @@ class H5File:
             self.attributes = self._attributes(root)
         except (ValueError, struct.error, IndexError) as error:
             self.close()
-            raise ValueError(f"{self.path} is not a readable HDF5 checkpoint: {error}") from error
+            raise ValueError(f"{self.path} is not a readable HDF5 checkpoint: {error!s:.500}") from error
         self.shapes = {name: dataset.shape for name, dataset in self._datasets.items()}
 
     def close(self) -> None:
@@ -88,7 +92,7 @@ class H5File:
                 target = array[place]
                 target[...] = chunk[tuple(slice(side) for side in target.shape)]
         except (ValueError, zlib.error) as error:
-            raise ValueError(f"{self.path} is damaged at {name}: {error}") from error
+            raise ValueError(f"{self.path} is damaged at {name:.80}: {error!s:.500}") from error
         return array
 
     def _fill(self, array: np.ndarray, address: int) -> None:
@@ -153,7 +157,7 @@ class H5File:
                     blocks.append(struct.unpack_from("<QQ", content))
                 elif flags & 2:
                     raise ValueError(f"{name} has a committed type or another part that lies elsewhere")
-                elif kind in (LINK, LINK_INFO):
+                elif kind in LINKS:
                     wrong = "holds soft or external links, which lead to other places and files, or is of a newer style"
                     raise ValueError(f"{name or 'the root group'} {wrong}; a checkpoint needs none of that")
                 elif kind == EXTERNAL:
@@ -168,7 +172,7 @@ class H5File:
         tables = [content for kind, content in self._messages(address, prefix[:80]) if kind == SYMBOLS]
         if len(tables) != 1:
             raise ValueError(f"{prefix[:80] or 'the root'} is no group")
-        if prefix.count(".") > MAX_DEPTH:
+        if prefix.count(self._separator) > MAX_DEPTH:
             raise ValueError(f"{prefix[:80]}... is nested too deep")
         tree, heap = struct.unpack_from("<QQ", tables[0])
         size, _, names_at = struct.unpack_from("<3Q", self._at(heap, 32, b"HEAP"), 8)
@@ -179,12 +183,12 @@ class H5File:
                 name = prefix + names[name_at : names.index(b"\0", name_at)].decode()
                 if link_kind == 2 or member == NOWHERE:
                     raise ValueError(f"{name[:80]} is a soft link to another place, which a checkpoint does not need")
-                if "." in name[len(prefix) :] or name == prefix or name in seen:
-                    raise ValueError(f"{name[:80]!r} is there twice, or has a name that is empty or with a dot")
+                if self._separator in name[len(prefix) :] or name == prefix or name in seen:
+                    raise ValueError(f"{name[:80]!r} is there twice, or has a name that is empty or with a {self._separator!r}")
                 seen.add(name)
                 parts = dict(self._messages(member, name[:80]))
                 if SYMBOLS in parts:
-                    yield from self._group(member, name + ".")
+                    yield from self._group(member, name + self._separator)
                 else:
                     yield name, self._dataset(name[:80], parts)
 

@@ -14,7 +14,7 @@ from typing import Any
 from effnet_np.config import PRESETS
 from effnet_np.weights import manifest
 
-OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download")
+OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download", "subfolder")
 FILE_SUFFIXES = (".h5", ".hdf5", ".pth", ".pt", ".bin", ".safetensors", ".json")
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 
@@ -27,8 +27,8 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
 def resolve(source: str | os.PathLike, weights: bool = False, **options: Any) -> Path:
     """The local file or folder that `source` means: an existing path is itself, anything else is looked up.
 
-    `weights=False` fetches only the descriptions. Raises FileNotFoundError, with what would help, for what is not there, and
-    ImportError where huggingface_hub is needed and not installed.
+    `weights=False` fetches only the descriptions; `subfolder` is looked into, in a local folder, too. Raises
+    FileNotFoundError, with what would help, for what is not there, and ImportError where huggingface_hub is missing.
     """
     name = os.fspath(source)
     if name == "lite0":
@@ -36,7 +36,7 @@ def resolve(source: str | os.PathLike, weights: bool = False, **options: Any) ->
     if name in PRESETS:
         name = manifest()[name]["source"]
     elif os.path.exists(name):
-        return Path(name)
+        return Path(name, options.get("subfolder") or "")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or Path(name).suffix in FILE_SUFFIXES:
         known = f"known short names are {', '.join(PRESETS)}; a hub id looks like google/efficientnet-b0"
         raise FileNotFoundError(f"there is no file or folder {name!r}; {known}")

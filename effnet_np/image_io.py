@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 TIFF_COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-MAX_PIXELS = 100_000_000  # 300 MB of RGB; counted before anything is decoded
+MAX_PIXELS = 89_478_485  # where Pillow starts to warn: 268 MB of RGB; counted before anything is decoded
 MAX_SIDE = 1 << 16  # pixels; JPEG has no more
 MAX_SCANS = 64  # of a JPEG; progressive ones have about ten, and each costs as much as the whole picture
 TURNS = {
@@ -77,7 +77,11 @@ def _max_bytes(max_pixels: int) -> int:
 
 
 def _read(path: Path, max_pixels: int) -> bytes:
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if not path.exists():
+        raise FileNotFoundError(f"there is no picture {path}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a picture")
+    if not path.is_file():
         raise ValueError(f"{path} is a pipe or a device, which could be read for ever")
     with open(path, "rb") as file:
         return file.read(_max_bytes(max_pixels) + 1)
@@ -166,8 +170,12 @@ def _decode(image: Image, name: str) -> Image:
 def _convert(image: Image, mode: str) -> Image:
     import PIL.Image
 
-    if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits a pixel, grey
-        image = _from_array(_sixteen_bits(np.asarray(image)) if image.mode != "F" else np.asarray(image))
+    if image.mode == "F":
+        image = _from_array(np.asarray(image))
+    elif image.mode.startswith("I"):  # 16 bits, which older Pillow opens as 32; or 32 bits, of which 16 or 8 may be used
+        pixels = np.asarray(image)
+        sixteen = image.mode != "I" or image.format == "PNG" or pixels.max() > 255
+        image = _from_array(_sixteen_bits(pixels) if sixteen else pixels)
     if mode != "RGBA" and image.has_transparency_data:
         image = image.convert("RGBA")
         white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -202,6 +210,12 @@ def _from_array(array: np.ndarray) -> Image:
     elif array.dtype.kind == "f":
         if not np.isfinite(array).all():
             raise ValueError("the image array holds NaN or infinite numbers")
+        whole = bool((array == np.rint(array)).all())
+        if not whole and (array.min() < 0 or array.max() > 1):
+            between = f"these lie between {array.min():g} and {array.max():g}"
+            raise ValueError(
+                f"an image array of floats must lie between 0 and 1, or hold whole numbers from 0 to 255; {between}"
+            )
         if array.min() >= 0 and array.max() <= 1:
             array = np.round(array * 255)
     if array.min() < 0 or array.max() > 255:

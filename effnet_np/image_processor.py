@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import os
 import warnings
 from collections.abc import Sequence
@@ -22,8 +23,8 @@ from effnet_np.config import PRESETS
 
 FIRST, LAST = "channels_first", "channels_last"
 RESAMPLE_NAMES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers 0 to 5
-IMAGENET_STANDARD_MEAN = IMAGENET_STANDARD_STD = [0.5, 0.5, 0.5]  # the class's defaults, by HF's names for them
-CHECKPOINT_MEAN, CHECKPOINT_STD = [0.485, 0.456, 0.406], [0.47853944, 0.4732864, 0.47434163]  # in b0's to b7's files
+IMAGENET_STANDARD_MEAN = IMAGENET_STANDARD_STD = (0.5, 0.5, 0.5)  # the class's defaults, by HF's names for them
+CHECKPOINT_MEAN, CHECKPOINT_STD = (0.485, 0.456, 0.406), (0.47853944, 0.4732864, 0.47434163)  # in b0's to b7's files
 
 MAX_NETWORK_PIXELS = 1 << 22  # 2048 x 2048; B7 takes 600 x 600
 
@@ -60,7 +61,6 @@ class EfficientNetImageProcessor:
 
     def __init__(
         self,
-        *,
         do_resize: bool = True,
         size: dict[str, int] | int | Sequence[int] | None = None,
         resample: int = 0,
@@ -85,10 +85,11 @@ class EfficientNetImageProcessor:
         self.rescale_factor = rescale_factor
         self.rescale_offset = rescale_offset
         self.do_normalize = do_normalize
-        self.image_mean = IMAGENET_STANDARD_MEAN if image_mean is None else image_mean
-        self.image_std = IMAGENET_STANDARD_STD if image_std is None else image_std
+        self.image_mean = _plain(IMAGENET_STANDARD_MEAN if image_mean is None else image_mean)
+        self.image_std = _plain(IMAGENET_STANDARD_STD if image_std is None else image_std)
         self.include_top = include_top
         self.crop_fraction = crop_fraction
+        _check_magnitude("crop_fraction", 1 if crop_fraction is None else crop_fraction)
         if crop_fraction is not None and not 0 < crop_fraction <= 1:
             raise ValueError(f"crop_fraction must be None or above 0 and at most 1, got {crop_fraction}")
         for key in ("do_resize", "do_center_crop", "do_rescale", "rescale_offset", "do_normalize", "include_top"):
@@ -131,9 +132,8 @@ class EfficientNetImageProcessor:
         `data_format` and `input_data_format` are "channels_first" or "channels_last"; the second is inferred where it is None,
         from which axis has 1 or 3 entries. All options of the class may be given again. Raises ValueError or TypeError.
         """
-        known = [name for name in vars(EfficientNetImageProcessor()) if name in options]
-        if len(known) != len(options):
-            raise TypeError(f"preprocess() has no option {', '.join(sorted(set(options) - set(known)))}")
+        if not set(options) <= OPTIONS:
+            raise TypeError(f"preprocess() has no option {', '.join(sorted(set(options) - OPTIONS))}")
         processor = self
         if any(value is not None for value in options.values()):
             processor = type(self)(**(vars(self) | {name: value for name, value in options.items() if value is not None}))
@@ -222,9 +222,11 @@ class EfficientNetImageProcessor:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any], **overrides: Any) -> EfficientNetImageProcessor:
-        """A processor from HF's dictionary (or preprocessor_config.json); overrides win over it."""
+        """A processor from HF's dictionary (preprocessor_config.json); overrides win, and must be options, or in `fields`."""
         if not isinstance(fields, dict):
             raise TypeError(f"a processor's configuration is a dictionary, got {type(fields).__name__}")
+        if not set(overrides) <= OPTIONS | set(fields):
+            raise TypeError(f"there is no option {', '.join(sorted(set(overrides) - OPTIONS - set(fields)))}")
         fields = {key: value for key, value in fields.items() if key not in ("image_processor_type", "feature_extractor_type")}
         return cls(**copy.deepcopy(fields | overrides))
 
@@ -256,6 +258,9 @@ class EfficientNetImageProcessor:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
+
+
+OPTIONS = frozenset(inspect.signature(EfficientNetImageProcessor).parameters) - {"unknown"}
 
 
 # -- images in, tensors out -------------------------------------------------------------------------------------------
@@ -314,17 +319,20 @@ def infer_layout(image: np.ndarray) -> str:
 
 def size_dict(size: Any, name: str) -> dict[str, int]:
     """224, (224, 224) or {"height": 224, "width": 224} -> the last."""
-    if isinstance(size, int):
+    if isinstance(size, (int, np.integer)) and not isinstance(size, bool):
         size = (size, size)
     if isinstance(size, (tuple, list)) and len(size) == 2:
         size = {"height": size[0], "width": size[1]}
     if not isinstance(size, dict) or set(size) != {"height", "width"}:
-        raise ValueError(f'{name} must be a number, a pair (height, width) or {{"height": ..., "width": ...}}, got {size!r}')
+        raise ValueError(
+            f'{name} must be a number, a pair (height, width) or {{"height": ..., "width": ...}}, got {size!r:.80}'
+        )
+    size = {side: _plain(length) for side, length in size.items()}
     if not all(isinstance(side, int) and 1 <= side <= 1 << 16 for side in size.values()):
-        raise ValueError(f"{name} must be whole numbers between 1 and 65536, got {size}")
+        raise ValueError(f"{name} must be whole numbers between 1 and 65536, got {size!r:.80}")
     if size["height"] * size["width"] > MAX_NETWORK_PIXELS:  # a stranger's file must not ask for gigabytes
         raise ValueError(f"{name} must be at most {MAX_NETWORK_PIXELS} pixels in all, got {size['height']} x {size['width']}")
-    return dict(size)
+    return size
 
 
 def _check_magnitude(name: str, value: Any) -> None:
@@ -336,6 +344,13 @@ def _check_magnitude(name: str, value: Any) -> None:
         magnitude: Any = abs(entry)
         if magnitude != 0 and not 1e-10 <= magnitude <= 1e10:  # NaN, too
             raise ValueError(f"{name} must lie between 1e-10 and 1e10, got {value!r:.80}")
+
+
+def _plain(value: Any) -> Any:
+    """A number or a list of its own: no tuple, which JSON would turn into a list, and no array, which it cannot hold."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    return [_plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value
 
 
 def _is_picture(image: Any) -> bool:
@@ -365,9 +380,9 @@ def _filter(resample: Any) -> int:
 def _per_channel(name: str, value: Any, channels: int) -> np.ndarray:
     array = np.asarray(value, np.float64)
     if array.ndim > 1 or (array.ndim == 1 and len(array) != channels):
-        raise ValueError(f"image_{name} must be one number or {channels}, one a channel of the image, got {value!r}")
+        raise ValueError(f"image_{name} must be one number or {channels}, one a channel of the image, got {value!r:.80}")
     if not np.isfinite(array).all() or (name == "std" and not array.all()):
-        raise ValueError(f"image_{name} must be finite{', and not zero' if name == 'std' else ''}, got {value!r}")
+        raise ValueError(f"image_{name} must be finite{', and not zero' if name == 'std' else ''}, got {value!r:.80}")
     return np.broadcast_to(array, channels)
 
 

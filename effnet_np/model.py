@@ -10,72 +10,51 @@ pixel_values (N, C, H, W) -> stem (N, 32, H/2, W/2) -> blocks -> head (N, 1280, 
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from effnet_np import ops
 from effnet_np.config import BlockSpec, EfficientNetConfig
+from effnet_np.config_checks import check_config
 from effnet_np.layers import BatchNorm2d, Conv2d, Dropout, Function, Linear, ZeroPad2d, activation
 from effnet_np.module import Module, ModuleList
 
 # -- what a forward gives back ----------------------------------------------------------------------------------------
 
 
-class ModelOutput:
-    """Read by attribute, by key or by position, as in HF; fields that are None do not count in the last two."""
+class ModelOutput(dict):
+    """A dictionary, also read by attribute and by position, as in HF. What is None is no entry, and None as an attribute."""
+
+    def __init__(self, **fields: Any):
+        super().__init__({name: value for name, value in fields.items() if value is not None})
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self and name not in inspect.signature(type(self)).parameters:
+            raise AttributeError(f"{type(self).__name__} has no {name!r}, only {', '.join(self)}")
+        return self.get(name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
     def to_tuple(self) -> tuple:
         return tuple(self.values())
 
-    def items(self) -> list[tuple[str, Any]]:
-        pairs = ((field.name, getattr(self, field.name)) for field in fields(self))  # type: ignore[arg-type]
-        return [(name, value) for name, value in pairs if value is not None]
 
-    def keys(self) -> list[str]:
-        return [name for name, _ in self.items()]
-
-    def values(self) -> list[Any]:
-        return [value for _, value in self.items()]
-
-    def __getitem__(self, key: str | int | slice) -> Any:
-        return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
-
-    def __len__(self) -> int:
-        return len(self.keys())
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.keys()
-
-
-@dataclass
-class EncoderOutput(ModelOutput):
-    last_hidden_state: np.ndarray
-    hidden_states: tuple[np.ndarray, ...] | None = None
-
-
-@dataclass
 class BaseModelOutput(ModelOutput):
     """last_hidden_state (N, hidden_dim, H/32, W/32), pooler_output (N, hidden_dim), hidden_states: stem's and each block's."""
 
-    last_hidden_state: np.ndarray
-    pooler_output: np.ndarray
-    hidden_states: tuple[np.ndarray, ...] | None = None
+    def __init__(self, last_hidden_state=None, pooler_output=None, hidden_states=None):
+        super().__init__(last_hidden_state=last_hidden_state, pooler_output=pooler_output, hidden_states=hidden_states)
 
 
-@dataclass
 class ImageClassifierOutput(ModelOutput):
     """loss () where labels were given, logits (N, num_labels), hidden_states: the stem's output and each block's."""
 
-    loss: np.ndarray | None = None
-    logits: np.ndarray | None = None
-    hidden_states: tuple[np.ndarray, ...] | None = None
+    def __init__(self, loss=None, logits=None, hidden_states=None):
+        super().__init__(loss=loss, logits=logits, hidden_states=hidden_states)
 
 
 # -- the parts --------------------------------------------------------------------------------------------------------
@@ -207,7 +186,8 @@ class EfficientNetEncoder(Module):
         self.top_bn = BatchNorm2d(config.hidden_dim, config.batch_norm_eps, config.batch_norm_momentum)
         self.top_activation = activation(config.hidden_act)
 
-    def forward(self, hidden_states, output_hidden_states: bool = False, return_dict: bool = True):
+    def forward(self, hidden_states, output_hidden_states: bool = False):
+        """-> last_hidden_state (N, hidden_dim, H/32, W/32) and, if asked for, hidden_states: the stem's and each block's"""
         all_hidden_states = [hidden_states]
         for block in self.blocks:
             hidden_states = block(hidden_states)
@@ -216,8 +196,8 @@ class EfficientNetEncoder(Module):
         hidden_states = self.top_conv(hidden_states)
         hidden_states = self.top_bn(hidden_states)
         hidden_states = self.top_activation(hidden_states)
-        output = EncoderOutput(hidden_states, tuple(all_hidden_states) if output_hidden_states else None)
-        return output if return_dict else output.to_tuple()
+        kept = tuple(all_hidden_states) if output_hidden_states else None
+        return ModelOutput(last_hidden_state=hidden_states, hidden_states=kept)
 
 
 # -- the models -------------------------------------------------------------------------------------------------------
@@ -230,12 +210,14 @@ class PreTrainedModel(Module):
     image_processor: Any = None  # set by from_pretrained: weights carry the preprocessing that they were trained with
 
     def initialize(self, seed: int | None) -> None:
-        """Normal weights with `config.initializer_range` as deviation, zero biases, batch norm as the identity (as HF)."""
+        """Weights drawn with `config.initializer_range` as deviation, biases zero, as HF; batch norms stay as they are."""
         generator = np.random.default_rng(seed)
         for _, module in self.named_modules():
             if isinstance(module, (Conv2d, Linear)):
                 generator.standard_normal(out=module.weight, dtype=np.float32)
                 module.weight *= np.float32(self.config.initializer_range)
+                if module.bias is not None:
+                    module.bias[...] = 0
 
     def checked(self, pixel_values) -> np.ndarray:
         """pixel_values in the model's dtype; ValueError or TypeError where the model cannot take them."""
@@ -263,10 +245,11 @@ class PreTrainedModel(Module):
         """Load a model, in eval mode, with `model.image_processor` where the source has one.
 
         source: a folder as `save_pretrained` makes it, an .h5 or .pth file, a hub id, or a short name: "b0".."b7" mean
-        Google's on the hub, "lite0" the embedded one. Hub options: `revision`, `local_files_only`, `cache_dir`, `token`,
-        `force_download`; all others override fields of the configuration, such as `num_labels` for a new head, which
-        needs `ignore_mismatched_sizes=True` and is initialised with `seed`. Weights that hold NaN or infinity are refused
-        unless `allow_nonfinite=True`. Raises FileNotFoundError, TypeError or ValueError.
+        Google's on the hub, "lite0" the embedded one. `config` is used in place of the source's. Hub options: `revision`,
+        `local_files_only`, `cache_dir`, `token`, `force_download`, `subfolder` (of a local folder, too); all others override
+        fields of the configuration, such as `num_labels` for a new head, which needs `ignore_mismatched_sizes=True` and is
+        initialised with `seed`. NaN and infinite weights are refused unless `allow_nonfinite=True`. Raises FileNotFoundError,
+        ValueError, or TypeError for an option that is none of these.
         """
         from effnet_np import checkpoint
 
@@ -287,7 +270,7 @@ class EfficientNetModel(PreTrainedModel):
 
     def __init__(self, config: EfficientNetConfig, seed: int | None = None, initialize: bool = True):
         super().__init__()
-        config.validate()
+        check_config(config)
         self.config = config
         generator = np.random.default_rng(seed)  # drops, in training
         self.embeddings = EfficientNetEmbeddings(config)
@@ -303,9 +286,9 @@ class EfficientNetModel(PreTrainedModel):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return_dict = config.use_return_dict if return_dict is None else return_dict
         features = self.embeddings(self.checked(pixel_values))
-        encoded = self.encoder(features, output_hidden_states=output_hidden_states)
+        encoded = self.encoder(features, output_hidden_states)
         pooled = self.pooler(encoded.last_hidden_state)  # (N, hidden_dim, H/32, W/32) -> (N, hidden_dim, 1, 1)
-        output = BaseModelOutput(encoded.last_hidden_state, pooled.reshape(pooled.shape[:2]), encoded.hidden_states)
+        output = BaseModelOutput(encoded.last_hidden_state, pooled.reshape(pooled.shape[:2]), encoded.get("hidden_states"))
         return output if return_dict else output.to_tuple()
 
 

@@ -67,7 +67,10 @@ class Module:
         return output
 
     def register_forward_hook(self, function: Callable[[Module, tuple, Any], None]) -> Hook:
-        """Call function(module, inputs, output) after each forward. It sees read-only views; what it returns is ignored."""
+        """Call function(module, inputs, output) after each forward: positional inputs, as PyTorch has it.
+
+        It sees read-only views of all arrays, and what it returns is ignored.
+        """
         return Hook(self._forward_hooks, function)
 
     def train(self, mode: bool = True) -> Module:
@@ -187,6 +190,8 @@ def read_only(value: Any) -> Any:
         view = value.view()
         view.flags.writeable = False
         return view
-    if isinstance(value, tuple) and type(value) is tuple:
+    if type(value) is tuple:
         return tuple(read_only(item) for item in value)
+    if isinstance(value, dict):  # a ModelOutput
+        return type(value)(**{key: read_only(item) for key, item in value.items()})
     return value

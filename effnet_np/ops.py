@@ -1,12 +1,13 @@
 """The mathematics of EfficientNet: one pure function an operation, arrays in, arrays out.
 
-Letters: `N` batch, `C` channels, `H` and `W` height and width, `O` output channels, `K` kernel size,
-`L` length of a flattened plane. Layout is NCHW. The result has the dtype of the input, float32 or float64;
-an input is never written to. `padding` is (top, bottom, left, right) in pixels of zeros.
+Letters: `N` batch, `C` channels, `H` and `W` height and width, `O` output channels, `K` kernel size. Layout is NCHW.
+The result has the dtype of the input, float32 or float64; an input is never written to. `padding` is (top, bottom, left,
+right) in pixels of zeros.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -74,42 +75,15 @@ def depthwise_conv2d(x, weight, stride: int = 1) -> np.ndarray:
     """Each channel with a kernel of its own: K*K shifted copies of the plane, each times one number, added up.
 
     x (N, C, H, W), already padded, weight (C, K, K) -> (N, C, H', W')
-
-    A shift by (i, j) of a plane whose rows lie one after the other in memory is a shift by i * W + j of one long
-    row. So for stride 1 the whole plane is one row to NumPy, and the K - 1 results at the end of each row that
-    mix two rows are cut away. For stride 2, the four phases of the plane (even and odd rows and columns) are laid
-    out first, each a plane of its own in which the shifts are dense again.
     """
-    n, c, height, width = x.shape
     kernel_h, kernel_w = weight.shape[1:]
-    out_h, out_w = (height - kernel_h) // stride + 1, (width - kernel_w) // stride + 1
-    y = np.empty((n, c, out_h, out_w), x.dtype)
-    phase_h, phase_w = -(-height // stride), -(-width // stride)
-    length = out_h * phase_w
-    channels_a_block = max(1, CACHE_BLOCK // (2 * stride * stride * phase_h * phase_w))
-    # Flat planes, with room after the end for the last shift to read (what it reads there is cut away).
-    planes = np.zeros((min(c, channels_a_block), stride, stride, phase_h * phase_w + kernel_w), x.dtype)
-    total, product = np.empty((2, len(planes), length), x.dtype)
-    for image in range(n):
-        for first in range(0, c, channels_a_block):
-            block = slice(first, min(c, first + channels_a_block))
-            size = block.stop - block.start
-            for row in range(stride):
-                for column in range(stride):
-                    phase = x[image, block, row::stride, column::stride]
-                    plane = planes[:size, row, column, : phase_h * phase_w].reshape(size, phase_h, phase_w)
-                    plane[:, : phase.shape[1], : phase.shape[2]] = phase
-            taps = weight[block, :, :, None]  # (C, K, K, 1)
-            for i in range(kernel_h):
-                for j in range(kernel_w):
-                    shift = i // stride * phase_w + j // stride
-                    shifted = planes[:size, i % stride, j % stride, shift : shift + length]
-                    if i == j == 0:
-                        np.multiply(shifted, taps[:, i, j], out=total[:size])
-                    else:
-                        np.multiply(shifted, taps[:, i, j], out=product[:size])
-                        total[:size] += product[:size]
-            y[image, block] = total[:size].reshape(size, out_h, phase_w)[:, :, :out_w]
+    out_h, out_w = (x.shape[2] - kernel_h) // stride + 1, (x.shape[3] - kernel_w) // stride + 1
+    y = np.zeros((*x.shape[:2], out_h, out_w), x.dtype)
+    for channels in _pieces(x.shape[1], x.shape[2] * x.shape[3]):
+        for i in range(kernel_h):
+            for j in range(kernel_w):
+                shifted = x[:, channels, i : i + stride * out_h : stride, j : j + stride * out_w : stride]
+                y[:, channels] += shifted[:, :, :out_h, :out_w] * weight[channels, i, j, None, None]
     return y
 
 
@@ -135,13 +109,8 @@ def batch_norm(x, mean, variance, weight, bias, eps: float) -> np.ndarray:
     x (N, C, H, W), the others (C,) -> (N, C, H, W)
     """
     scale = weight / np.sqrt(variance + x.dtype.type(eps))
-    shift = bias - mean * scale
-    y = np.empty(x.shape, x.dtype)
-    rows, out = _planes(x), _planes(y)  # (N * C, H * W)
-    scale, shift = (np.tile(v.astype(x.dtype), len(x))[:, None] for v in (scale, shift))
-    for block in _cache_blocks(rows):
-        np.multiply(rows[block], scale[block], out=out[block])
-        out[block] += shift[block]
+    y = x * scale[:, None, None]
+    y += (bias - mean * scale)[:, None, None]
     return y
 
 
@@ -174,28 +143,37 @@ def dropout(x, rate: float, generator: np.random.Generator) -> np.ndarray:
 # -- activations ------------------------------------------------------------------------------------------------------
 
 
+def _pieces(count: int, size: int) -> list[slice]:
+    """`count` things of `size` numbers each, cut into slices of things that together stay in a core's cache."""
+    step = max(1, CACHE_BLOCK // size)
+    return [slice(first, first + step) for first in range(0, count, step)]
+
+
+def in_pieces(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """The same elementwise function, applied to one cache-sized piece after the other: faster, and otherwise no different."""
+
+    @functools.wraps(function)
+    def apply(x):
+        y = np.empty(x.shape, x.dtype)
+        flat, out = x.reshape(-1), y.reshape(-1)
+        with np.errstate(over="ignore"):  # exp(-x) is infinite far below zero, where x / inf is the right answer, 0
+            for piece in _pieces(flat.size, 1):
+                out[piece] = function(flat[piece])
+        return y
+
+    return apply
+
+
+@in_pieces
 def sigmoid(x) -> np.ndarray:
     """1 / (1 + exp(-x))"""
-
-    def body(x, out):
-        np.negative(x, out=out)
-        np.exp(out, out=out)  # infinite far below zero, where 1 / inf is the right answer, 0
-        out += 1
-        np.divide(1, out, out=out)
-
-    return _elementwise(body, x)
+    return 1 / (1 + np.exp(-x))
 
 
+@in_pieces
 def swish(x) -> np.ndarray:
     """x * sigmoid(x), also called SiLU (Ramachandran et al., arXiv 1710.05941)."""
-
-    def body(x, out):
-        np.negative(x, out=out)
-        np.exp(out, out=out)
-        out += 1
-        np.divide(x, out, out=out)
-
-    return _elementwise(body, x)
+    return x / (1 + np.exp(-x))
 
 
 def relu(x) -> np.ndarray:
@@ -208,38 +186,29 @@ def relu6(x) -> np.ndarray:
     return np.clip(x, 0, 6)
 
 
+@in_pieces
 def gelu(x) -> np.ndarray:
     """x * Phi(x), Phi the normal distribution function, through erf (Hendrycks and Gimpel, arXiv 1606.08415)."""
-
-    def body(x, out):
-        np.multiply(x * x.dtype.type(0.5), 1 + erf(x * x.dtype.type(math.sqrt(0.5))), out=out)
-
-    return _elementwise(body, x)
+    return x / 2 * (1 + erf(x * math.sqrt(0.5)))
 
 
+@in_pieces
 def gelu_new(x) -> np.ndarray:
     """GELU's tanh approximation: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
-
-    def body(x, out):
-        inner = x.dtype.type(math.sqrt(2 / math.pi)) * (x + x.dtype.type(0.044715) * x * x * x)
-        np.multiply(x * x.dtype.type(0.5), 1 + np.tanh(inner), out=out)
-
-    return _elementwise(body, x)
+    return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
+@in_pieces
 def selu(x) -> np.ndarray:
     """scale * (x where x > 0, else alpha * (exp(x) - 1)); the constants keep mean 0 and variance 1 (arXiv 1706.02515)."""
-    scale, alpha = x.dtype.type(1.0507009873554804934193349852946), x.dtype.type(1.6732632423543772848170429916717)
-
-    def body(x, out):
-        np.multiply(scale, np.maximum(x, 0) + alpha * np.expm1(np.minimum(x, 0)), out=out)
-
-    return _elementwise(body, x)
+    scale, alpha = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+    return scale * (np.maximum(x, 0) + alpha * np.expm1(np.minimum(x, 0)))
 
 
+@in_pieces
 def mish(x) -> np.ndarray:
     """x * tanh(softplus(x)) (Misra, arXiv 1908.08681)."""
-    return _elementwise(lambda x, out: np.multiply(x, np.tanh(softplus(x)), out=out), x)
+    return x * np.tanh(softplus(x))
 
 
 def softplus(x) -> np.ndarray:
@@ -260,28 +229,8 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def erf(x) -> np.ndarray:
-    """The error function, which NumPy lacks, to the last bits of float64: a series near zero, a fraction further out.
-
-    erf(x) = 2/sqrt(pi) exp(-x^2) sum_n 2^n x^(2n+1) / (1*3*...*(2n+1))  (Abramowitz and Stegun 7.1.6), and for |x| > 2
-    erfc(x) = exp(-x^2)/sqrt(pi) / (x + (1/2)/(x + 1/(x + (3/2)/(x + ...))))  (7.1.14). Computed in float64.
-    """
-    z = np.abs(x.astype(np.float64))
-    result = np.ones_like(z)  # beyond 6, erf is 1 to the last bit
-    near, far = z <= 2, (z > 2) & (z < 6)
-    t = z[near]
-    term = t.copy()
-    total = t.copy()
-    for n in range(1, 40):
-        term = term * (2 * t * t) / (2 * n + 1)
-        total += term
-    result[near] = 2 / math.sqrt(math.pi) * np.exp(-t * t) * total
-    t = z[far]
-    fraction = t
-    for n in range(60, 0, -1):
-        fraction = t + (n / 2) / fraction
-    result[far] = 1 - np.exp(-t * t) / (math.sqrt(math.pi) * fraction)
-    result[np.isnan(z)] = np.nan
-    return np.copysign(result, x).astype(x.dtype)
+    """The error function, which NumPy lacks: Python's own, number by number in float64."""
+    return np.frompyfunc(math.erf, 1, 1)(x.astype(np.float64)).astype(x.dtype)
 
 
 # -- probabilities and losses -----------------------------------------------------------------------------------------
@@ -320,26 +269,3 @@ def mse_loss(x, target) -> np.ndarray:
 def bce_with_logits(logits, target) -> np.ndarray:
     """Mean of -(target log sigmoid(x) + (1 - target) log(1 - sigmoid(x))): two arrays of the same shape -> ()."""
     return (softplus(logits) - logits * target).mean()
-
-
-# -- how elementwise work is cut into cache-sized pieces --------------------------------------------------------------
-
-
-def _planes(x) -> np.ndarray:
-    return x.reshape(x.shape[0] * x.shape[1], -1)
-
-
-def _cache_blocks(rows):
-    step = max(1, CACHE_BLOCK // max(1, rows.shape[1]))
-    return [slice(first, first + step) for first in range(0, len(rows), step)]
-
-
-def _elementwise(body: Callable, x) -> np.ndarray:
-    """Apply body(input, output) to x piece by piece, into a new array of x's shape and dtype."""
-    y = np.empty(x.shape, x.dtype)
-    flat, out = x.reshape(-1), y.reshape(-1)
-    with np.errstate(over="ignore"):
-        for first in range(0, flat.size, CACHE_BLOCK):
-            piece = slice(first, first + CACHE_BLOCK)
-            body(flat[piece], out[piece])
-    return y

@@ -64,7 +64,7 @@ class TorchFile:
             self._check_storages()
         except Exception as error:  # a damaged zip is a BadZipFile, RuntimeError, NotImplementedError, OSError, ...
             self.close()
-            raise ValueError(f"{self.path} is not a readable PyTorch checkpoint: {error}") from error
+            raise ValueError(f"{self.path} is not a readable PyTorch checkpoint: {error!s:.500}") from error
         self.shapes = {name: view.shape for name, view in self._views.items()}
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class TorchFile:
         try:
             data = self._bytes(view.storage)
         except Exception as error:  # as above
-            raise ValueError(f"{self.path} is damaged at {name}: {error}") from error
+            raise ValueError(f"{self.path} is damaged at {name:.80}: {error!s:.500}") from error
         if len(data) != view.storage.numel * view.storage.dtype.itemsize:
             raise ValueError(f"{self.path} is damaged at {name}: it ends too early")
         storage = np.frombuffer(data, view.storage.dtype)

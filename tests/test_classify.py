@@ -101,6 +101,22 @@ def test_16_bits_are_scaled_and_not_clipped_to_white():
     np.testing.assert_array_equal(load_image(PIL.Image.fromarray(grey.astype(np.int32) * 257)), expected)
 
 
+def test_16_bits_round_to_the_nearest_of_8():
+    generator = np.random.default_rng(0)
+    deep = generator.integers(0, 65536, (64, 64), np.uint16)
+    expected = np.round(deep / 257).astype(np.uint8)
+    np.testing.assert_array_equal(load_image(deep)[:, :, 0], expected)
+    np.testing.assert_array_equal(load_image(saved(PIL.Image.fromarray(deep), "PNG"))[:, :, 0], expected)
+    floats = generator.random((64, 64))
+    np.testing.assert_array_equal(load_image(floats)[:, :, 0], np.round(floats * 255).astype(np.uint8))
+
+
+def test_32_bit_pictures_of_8_bit_numbers_are_not_black():
+    grey = np.asarray(PIL.Image.open(CHELSEA).convert("L"))
+    for source in (PIL.Image.fromarray(grey.astype(np.int32)), saved(PIL.Image.fromarray(grey.astype(np.int32)), "TIFF")):
+        np.testing.assert_array_equal(load_image(source)[:, :, 0], grey)
+
+
 def test_first_frame_of_an_animation():
     frames = [PIL.Image.fromarray(RGB).quantize(64), PIL.Image.new("P", RGB.shape[1::-1])]
     gif = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
@@ -134,7 +150,7 @@ def huge_png(side):
         (
             huge_png(11_000),
             ValueError,
-            "11000 x 11000 pixels, more than max_pixels = 100000000; raise it",
+            "11000 x 11000 pixels, more than max_pixels = 89478485; raise it",
         ),
         (huge_png(50_000), ValueError, "2500000000 pixels.* exceeds limit"),
         (saved(PIL.Image.fromarray(RGB), "TGA"), ValueError, "is no picture of a known format"),
@@ -147,6 +163,7 @@ def huge_png(side):
         (np.full((5, 5, 3), np.nan), ValueError, "NaN or infinite"),
         (np.full((5, 5, 3), 256), ValueError, "between 0 and 255, or 0 and 1; got 256"),
         (np.full((5, 5, 3), -1.0), ValueError, "got -1.0"),
+        (RGB / 200, ValueError, "floats must lie between 0 and 1, or hold whole numbers from 0 to 255; these lie between"),
         (np.full((5, 5, 3), 1j), TypeError, "must hold numbers, got complex128"),
         (np.full((5, 5, 3), "x"), TypeError, "must hold numbers"),
     ],
@@ -208,6 +225,18 @@ def test_options_out_of_range(options, message):
         effnet_np.classify(CHELSEA, **options)
 
 
+def test_unknown_options_are_refused():
+    with pytest.raises(TypeError, match=r"classify\(\) has no option device, topk"):
+        effnet_np.classify(CHELSEA, topk=3, device="cpu")
+
+
+def test_pictures_of_different_sizes_without_a_resize():
+    model = effnet_np.EfficientNetForImageClassification(tiny_config(), seed=0)
+    model.image_processor = EfficientNetImageProcessor(do_resize=False)
+    one, two = effnet_np.classify([RGB[:100], RGB], model=model)
+    assert two == effnet_np.classify(RGB, model=model)
+
+
 @pytest.mark.parametrize(("num_labels", "problem_type"), [(5, None), (1, None), (5, "multi_label_classification")])
 def test_scores_are_those_of_hfs_pipeline(num_labels, problem_type, tmp_path):
     hf_model(tiny_config(num_labels=num_labels, problem_type=problem_type)).save_pretrained(tmp_path)
@@ -248,6 +277,10 @@ def test_a_model_object_needs_its_preprocessing(tmp_path):
         effnet_np.classify(CHELSEA, model=model)
     model.image_processor = EfficientNetImageProcessor(size=64)
     assert len(effnet_np.classify(CHELSEA, model=model)) == 5
+    backbone = effnet_np.EfficientNetModel(tiny_config(), seed=0)
+    backbone.image_processor = model.image_processor
+    with pytest.raises(TypeError, match="an image classifier with its image_processor set|does not know"):
+        effnet_np.classify(CHELSEA, model=backbone)
     model.image_processor = None
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="does not say how its images are preprocessed: add its preprocessor_config.json"):

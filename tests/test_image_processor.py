@@ -106,6 +106,50 @@ def test_center_crop_of_images_that_are_too_small(crop):
     assert_equal(run(EfficientNetImageProcessor(**options), image), run(HF(**options), image))
 
 
+def test_defaults_are_hfs():
+    ours, theirs = EfficientNetImageProcessor().to_dict(), HF().to_dict()
+    for name in OPTIONS:  # the options of HF's class, above
+        if name != "resample" or not SINCE_5:  # 5.x has changed that default to bicubic
+            assert ours[name] == (list(theirs[name]) if isinstance(theirs[name], tuple) else theirs[name]), name
+
+
+def test_positional_options_are_hfs():
+    assert EfficientNetImageProcessor(False, 32, 2).to_dict()["size"] == {"height": 32, "width": 32}
+
+
+def test_processors_share_no_lists():
+    first = EfficientNetImageProcessor.preset("b0")
+    first.image_std[0] = 5
+    assert EfficientNetImageProcessor.preset("b1").image_std[0] == 0.47853944
+    plain = EfficientNetImageProcessor()
+    plain.image_mean[0] = 9
+    assert plain.image_std == EfficientNetImageProcessor().image_mean == [0.5, 0.5, 0.5]
+
+
+def test_numpys_numbers_become_pythons(tmp_path):
+    processor = EfficientNetImageProcessor(size=np.int64(20), image_mean=np.array([0.1, 0.2, 0.3]), image_std=np.float64(0.5))
+    assert processor == EfficientNetImageProcessor(size=20, image_mean=[0.1, 0.2, 0.3], image_std=0.5)
+    processor.save_pretrained(tmp_path)
+
+
+def test_floats_between_the_grid_of_255ths():
+    image = np.random.default_rng(0).random((50, 60, 3))
+    options = {"size": {"height": 64, "width": 64}, "resample": 2}
+    assert_equal(
+        run(EfficientNetImageProcessor(**options), image, do_rescale=False), run(HF(**options), image, do_rescale=False)
+    )
+
+
+@pytest.mark.parametrize("side", [301, 305, 300])
+def test_crop_fraction_rounds_down(side):
+    image = np.random.default_rng(0).integers(0, 255, (side, side + 40, 3), np.uint8)
+    kept = int(side * 224 / 256)
+    top, left = (side - kept) // 2, (side + 40 - kept) // 2
+    expected = PIL.Image.fromarray(image[top : top + kept, left : left + kept]).resize((224, 224), PIL.Image.Resampling.BICUBIC)
+    ours = run(EfficientNetImageProcessor.preset("lite0"), image)[0]
+    np.testing.assert_allclose(ours, ((np.asarray(expected, np.float32) - 127) / 128).transpose(2, 0, 1), atol=1e-6)
+
+
 def test_batches_and_lists():
     processor = EfficientNetImageProcessor(size=32)
     one = run(processor, PHOTO)
@@ -157,6 +201,8 @@ def test_files_both_ways(tmp_path):
     assert (back.size, back.resample, back.image_std) == ({"height": 50, "width": 60}, 3, 0.3)
     assert EfficientNetImageProcessor.from_pretrained(tmp_path / "ours") == ours
     assert EfficientNetImageProcessor.from_pretrained(path).extra_key == "kept"
+    with pytest.raises(TypeError, match="no option do_sharpen"):
+        EfficientNetImageProcessor.from_pretrained(path, do_sharpen=True)
     lite = EfficientNetImageProcessor.preset("lite0")
     lite.save_pretrained(tmp_path / "lite")
     assert EfficientNetImageProcessor.from_pretrained(tmp_path / "lite") == lite

@@ -55,11 +55,12 @@ def test_load_state_dict_lists_everything_that_differs_before_it_copies(model):
 
 
 def test_loaded_arrays_are_copies_in_the_models_dtype(model):
-    state = {name: array.astype(np.float64) for name, array in model.state_dict().items()}
-    model.load_state_dict(state)
-    state["classifier.bias"][:] = 9
-    assert model.classifier.bias.dtype == np.float32
-    assert not model.classifier.bias.any()
+    for dtype in (np.float64, np.float32):
+        state = {name: array.astype(dtype) for name, array in model.state_dict().items()}
+        model.load_state_dict(state)
+        state["classifier.bias"][:] = 9
+        assert model.classifier.bias.dtype == np.float32
+        assert not model.classifier.bias.any()
 
 
 def test_hooks_see_read_only_views_and_can_be_removed(model):
@@ -76,6 +77,20 @@ def test_hooks_see_read_only_views_and_can_be_removed(model):
     hook.remove()  # a second time does no harm
     np.testing.assert_array_equal(model(image).logits, logits)
     assert len(seen) == 1
+
+
+def test_hooks_cannot_write_into_a_model_output(model):
+    image = np.random.default_rng(0).standard_normal((1, 3, 64, 64), np.float32)
+    expected = model(image).logits
+
+    def write(module, inputs, output):
+        output.pooler_output[...] = 7
+
+    hook = model.efficientnet.register_forward_hook(write)
+    with pytest.raises(ValueError, match="read-only"):
+        model(image)
+    hook.remove()
+    np.testing.assert_array_equal(model(image).logits, expected)
 
 
 def test_what_hooks_kept_is_not_overwritten_later(model):

@@ -92,10 +92,10 @@ def test_types(installed, tmp_path):
 
 
 def test_the_reading_path_stays_short():
-    """Config, operations, modules, layers and model are to be read in an evening: about 1,000 lines of code and prose."""
+    """Config, operations, module, layers and model are to be read in an evening: about 1,000 lines that are not blank."""
     names = ("config", "ops", "module", "layers", "model")
     lines = [line for name in names for line in (ROOT / "effnet_np" / f"{name}.py").read_text().splitlines() if line.strip()]
-    assert len(lines) < 1250
+    assert len(lines) < 1050
 
 
 def test_the_manifest_agrees_with_the_presets():

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import effnet_np
-from effnet_np.config import ACTIVATION_NAMES
+from effnet_np.config_checks import ACTIVATION_NAMES
 
 from helpers import TOLERANCE, assert_same, pair, pixels, relative_error, run_hf, state_of, tiny_config
 
@@ -88,7 +88,7 @@ def networks(draw):
         strides=strides,
         num_block_repeats=one_each([1, 2]),
         expand_ratios=one_each([1, 2, 6]),
-        squeeze_expansion_ratio=draw(st.sampled_from([0.05, 0.25, 0.5])),
+        squeeze_expansion_ratio=draw(st.sampled_from([0.05, 0.1, 0.25, 0.35, 0.5])),
         hidden_act=draw(st.sampled_from(ACTIVATION_NAMES)),
         hidden_dim=effnet_np.config.round_filters(1280, width, divisor),
         pooling_type=draw(st.sampled_from(["mean", "max"])),
@@ -245,7 +245,9 @@ def test_outputs_read_as_in_hf():
         tensors = {k: torch.from_numpy(v) if k == "labels" else v for k, v in options.items()}
         expected = run_hf(theirs, image, **tensors)
         output = ours(image, **options)
-        assert output.keys() == list(expected.keys())
+        assert list(output.keys()) == list(expected.keys())
+        assert output.get("nothing") is None
+        assert isinstance(output, dict)
         assert len(output) == len(expected)
         assert list(output) == list(expected)
         np.testing.assert_array_equal(output[0], output.to_tuple()[0])
@@ -259,6 +261,9 @@ def test_outputs_read_as_in_hf():
                 np.testing.assert_array_equal(x, y)
     with pytest.raises(KeyError):
         output["pooler_output"]
+    with pytest.raises(AttributeError, match="ImageClassifierOutput has no 'pooler_output', only loss, logits"):
+        output.pooler_output  # noqa: B018
+    assert ours(image).loss is None
 
 
 def test_backbone_alone():
@@ -298,6 +303,7 @@ def test_seeded_initialisation():
     assert not np.array_equal(first[name], other[name])
     assert abs(np.std(first[name]) / config.initializer_range - 1) < 0.1
     assert first[name].dtype == np.float32
+    assert abs(np.std(first["classifier.weight"]) / config.initializer_range - 1) < 0.1
     assert not first["classifier.bias"].any()
 
 

@@ -51,7 +51,7 @@ def run_one(reader: str, name: str, data: bytes, folder: Path) -> tuple[str, str
         if takes_path and str(path) not in why:
             outcome = "defect"
             why = f"the error does not name the file: {type(error).__name__}: {error}"
-        if len(why) > 3000:
+        if len(why) > 1000:
             outcome, why = "defect", f"an error of {len(why)} characters"
     except BaseException:
         outcome, why = "defect", traceback.format_exc()

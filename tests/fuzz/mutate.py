@@ -1,4 +1,4 @@
-"""How inputs are damaged: bytes anywhere, and, inside a format's checksums and lengths, its parts, so that the damage gets in."""
+"""How inputs are damaged: bytes anywhere, and the parts inside a format's checksums and lengths, so that the damage gets in."""
 
 import io
 import json
@@ -10,10 +10,46 @@ import zlib
 
 NUMBERS = [0, 1, 2, 7, 8, 127, 128, 255, 256, 1000, 32767, 32768, 65535, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
 NUMBERS += [1 << 40, (1 << 63) - 1, (1 << 64) - 1]
-VALUES = ["null", "true", "-1", "0", "1e9", "1e999", "NaN", "1.5", '""', '"x"', "[]", "{}", "[[[]]]", "9" * 30, "65537", '"../x"']
+VALUES = [
+    "null",
+    "true",
+    "-1",
+    "0",
+    "1e9",
+    "1e999",
+    "NaN",
+    "1.5",
+    '""',
+    '"x"',
+    "[]",
+    "{}",
+    "[[[]]]",
+    "9" * 30,
+    "65537",
+    '"../x"',
+]
 VALUES += ['"\\u0000"', "[1, 2]", '{"height": 1, "width": 65536}', "-0.0", "1e-320", '"a.bin"', "99999999", "[3]", '"\\ud800"']
 KEYS = ["blocks", "__class__", "__dict__", "num_labels", "weight_map", "return_dict", "self", "fix_head_stem", "resize", "x"]
-PICKLE_PARTS = [b"(", b")", b"]", b"}", b"0", b"1", b"2", b"N", b"q\0", b"h\0", b"h\1", b"R", b"b", b"s", b"u", b"a", b"e", b"t"]
+PICKLE_PARTS = [
+    b"(",
+    b")",
+    b"]",
+    b"}",
+    b"0",
+    b"1",
+    b"2",
+    b"N",
+    b"q\0",
+    b"h\0",
+    b"h\1",
+    b"R",
+    b"b",
+    b"s",
+    b"u",
+    b"a",
+    b"e",
+    b"t",
+]
 PICKLE_PARTS += [b"\x85", b"\x86", b"\x87", b"Q", b"K\5", b"M\xff\xff", b"J\xff\xff\xff\xff", b"\x8a\x09" + b"\xff" * 8 + b"\0"]
 PICKLE_PARTS += [b"cposix\nsystem\n", b"ccollections\nOrderedDict\n", b"ctorch\nFloatStorage\n", b"X\2\0\0\0ab", b".", b"\x94"]
 
@@ -89,7 +125,9 @@ def _torch(data: bytes, choose: random.Random, others: list[bytes]) -> bytes:
         which = choose.choice((0, 1, 2, 3, 3, 3, 3, 4))
         start, end = ends[which : which + 2]
         return data[:start] + _pickle(data[start:end], choose) + data[end:]
-    entries = [(info.filename, zipfile.ZipFile(io.BytesIO(data)).read(info)) for info in zipfile.ZipFile(io.BytesIO(data)).filelist]
+    entries = [
+        (info.filename, zipfile.ZipFile(io.BytesIO(data)).read(info)) for info in zipfile.ZipFile(io.BytesIO(data)).filelist
+    ]
     at = choose.randrange(len(entries)) if choose.random() < 0.3 else 0
     name, content = entries[at]
     if name.endswith("data.pkl"):

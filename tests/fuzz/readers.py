@@ -1,12 +1,12 @@
 """What is fuzzed: each reader is a function from a file (or bytes) that returns, or raises one of its documented errors."""
 
-import math
 from pathlib import Path
 
 import numpy as np
 
 import effnet_np
 from effnet_np import checkpoint
+from effnet_np.config_checks import MAX_WEIGHTS, num_weights
 from effnet_np.image_io import load_image
 from effnet_np.image_processor import EfficientNetImageProcessor
 from effnet_np.torch_file import TorchFile
@@ -52,9 +52,9 @@ def json(path: Path) -> None:
     for read in (effnet_np.EfficientNetConfig.from_pretrained, EfficientNetImageProcessor.from_pretrained):
         try:
             value = read(path)
-            assert type(value).from_dict(value.to_dict()) == value
+            assert type(value).from_dict(value.to_dict()).to_dict() == value.to_dict()
             if isinstance(value, effnet_np.EfficientNetConfig):
-                assert math.isfinite(value.num_weights())
+                assert 0 < num_weights(value) <= MAX_WEIGHTS
         except FILE_ERRORS as error:
             last = error
     try:

@@ -1,0 +1,225 @@
+"""What in a picture speaks for a class: class activation maps, and a picture that shows one.
+
+After the last convolution come a mean over all positions and a linear layer, and both are sums, which may change places: each
+position has a score of its own for a class, and the class's logit is the mean of these scores. That map is exact and needs no
+gradient (Zhou et al., "Learning Deep Features for Discriminative Localization", arXiv 1512.04150).
+
+Letters: `N` batch, `C` channels, `H` and `W` height and width; `h` and `w` the size of the last feature map (7 x 7 at 224).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from effnet_np.classify import DEFAULT_MODEL, get_model, preprocess, ranked
+from effnet_np.image_io import MAX_PIXELS, load_image
+from effnet_np.model import EfficientNetForImageClassification
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def class_activation_map(
+    model: EfficientNetForImageClassification,
+    pixel_values: np.ndarray,
+    class_index: int | Sequence[int] | None = None,
+    size: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Each position's score for a class, in logits: pixel_values (N, C, H, W) -> (N, H, W), in the model's dtype.
+
+    class_index: one class for all pictures, or one for each; None means each picture's first. size: (height, width) of the
+    result, bilinear, in place of (H, W); at the feature map's own size (h, w) the mean of a map is the class's logit, to
+    rounding. Raises ValueError for a network that does not end in a mean and a linear layer, and for an unknown class.
+    """
+    if not isinstance(model, EfficientNetForImageClassification) or model.num_labels < 1:
+        raise ValueError(f"a class activation map needs a model with a classifier, and this {type(model).__name__} has none")
+    if model.config.pooling_type != "mean":
+        pooling = model.config.pooling_type
+        raise ValueError(f"a class activation map needs global average pooling, and this model's pooling_type is {pooling!r}")
+    features = model.efficientnet(pixel_values, return_dict=True).last_hidden_state  # (N, C, h, w)
+    classes = _classes(model, features, class_index)
+    weight, bias = model.classifier.weight, model.classifier.bias  # type: ignore[union-attr]
+    scores = np.einsum("nchw,nc->nhw", features, weight[classes]) + bias[classes][:, None, None]  # -> (N, h, w)
+    return resize_bilinear(scores, np.shape(pixel_values)[2:] if size is None else size)
+
+
+def _classes(model: Any, features: np.ndarray, class_index: Any) -> np.ndarray:
+    """One class a picture, as (N,)."""
+    if class_index is None:
+        return model.classifier(features.mean(axis=(2, 3))).argmax(axis=1)
+    classes = np.asarray(class_index)
+    if classes.dtype.kind not in "iu" or classes.ndim > 1 or (classes.ndim == 1 and len(classes) != len(features)):
+        raise ValueError(f"class_index must be a whole number, or {len(features)} of them, one a picture; got {class_index!r}")
+    if (classes < 0).any() or (classes >= model.num_labels).any():
+        raise ValueError(f"class_index must lie between 0 and {model.num_labels - 1}, got {class_index!r}")
+    return np.broadcast_to(classes, len(features))
+
+
+def resize_bilinear(maps: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Bilinear, pixel centres aligned (PyTorch's align_corners=False), edges extended: (N, h, w) -> (N, *size)."""
+    rows, columns = (_bilinear(a, b).astype(maps.dtype) for a, b in zip(maps.shape[1:], size, strict=True))
+    return rows @ maps @ columns.T  # (H, h) @ (N, h, w) @ (w, W) -> (N, H, W)
+
+
+def _bilinear(length: int, target: int) -> np.ndarray:
+    """The matrix (target, length) that resizes a line: each row holds the weights of two neighbours."""
+    position = np.clip((np.arange(target) + 0.5) * length / target - 0.5, 0, length - 1)
+    low = np.minimum(position.astype(int), max(length - 2, 0))
+    matrix = np.zeros((target, length))
+    matrix[np.arange(target), low] += 1 - (position - low)
+    matrix[np.arange(target), np.minimum(low + 1, length - 1)] += position - low
+    return matrix
+
+
+# -- the picture ------------------------------------------------------------------------------------------------------
+
+PANEL = 520  # the largest side of a panel, in pixels, of the smaller ones a little less
+MARGIN, BAR_HEIGHT = 32, 34
+INK, QUIET, PAPER, TRACK, BAR = (34, 34, 34), (100, 100, 100), (255, 255, 255), (236, 236, 236), (193, 68, 14)
+# From no evidence to all of it; the overlay gets less transparent with it.
+HEAT = np.array([[255, 245, 200], [254, 217, 118], [253, 141, 60], [227, 26, 28], [128, 0, 38]], np.float64)
+
+
+def explain(
+    image: Any,
+    model: str | os.PathLike | EfficientNetForImageClassification = DEFAULT_MODEL,
+    top_k: int = 5,
+    class_index: int | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    **hub_options: Any,
+) -> Image:
+    """Draw a picture, where in it the evidence for a class lies, and bars of the first labels -> a PIL image (RGB).
+
+    image, model, max_pixels, hub_options: as `classify` takes them. class_index: the class to show; None means the first.
+    Only the part that the network sees is coloured. Raises as `classify` and `class_activation_map` do.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    model = get_model(model, **hub_options)
+    pixels = load_image(image, model.config.num_channels, max_pixels)
+    pixel_values = preprocess(model, pixels, max_pixels)[None]
+    logits = model(pixel_values, return_dict=True).logits
+    predictions = ranked(model.config, logits, top_k)[0]
+    shown = int(logits[0].argmax()) if class_index is None else class_index
+    top, left, height, width = seen_region(model.image_processor, *pixels.shape[:2])
+    scale = min(PANEL / max(pixels.shape[:2]), 4.0)
+    box = [round(edge * scale) for edge in (left, top, left + width, top + height)]
+    size = (max(1, box[3] - box[1]), max(1, box[2] - box[0]))
+    heat = class_activation_map(model, pixel_values, shown, size)[0]
+    label, logit = model.config.id2label[shown], float(logits[0, shown])
+    return _draw(pixels, scale, box, heat, label, logit, predictions)
+
+
+def save_explanation(picture: Image, path: str | os.PathLike) -> None:
+    """Write a PIL image as .png, .jpg or .webp; the file is whole or absent."""
+    from effnet_np import checkpoint
+
+    formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+    suffix = Path(path).suffix.lower()
+    if suffix not in formats:
+        raise ValueError(f"the picture's name must end in {', '.join(formats)}, got {Path(path).name}")
+    with checkpoint.replacing(path) as temporary:
+        picture.save(temporary, formats[suffix])
+
+
+def seen_region(processor: Any, height: int, width: int) -> tuple[float, float, float, float]:
+    """The part of a picture (height, width) that reaches the network: (top, left, height, width) in the picture's pixels."""
+    top = left = 0.0
+    seen_height, seen_width = float(height), float(width)
+    if processor.crop_fraction is not None:
+        side = max(1, int(processor.crop_fraction * min(height, width)))
+        top, left, seen_height, seen_width = float((height - side) // 2), float((width - side) // 2), float(side), float(side)
+    if processor.do_center_crop:  # after the resize, so its pixels are not the picture's
+        resized = processor.size if processor.do_resize else {"height": seen_height, "width": seen_width}
+        shares = [min(1.0, processor.crop_size[side] / resized[side]) for side in ("height", "width")]
+        top, left = top + seen_height * (1 - shares[0]) / 2, left + seen_width * (1 - shares[1]) / 2
+        seen_height, seen_width = seen_height * shares[0], seen_width * shares[1]
+    return top, left, seen_height, seen_width
+
+
+def _draw(
+    pixels: np.ndarray, scale: float, box: list[int], heat: np.ndarray, label: str, logit: float, predictions: list[dict]
+) -> Image:
+    """Two panels, a legend, and a bar a label, on white; all text is measured, and cut where it would not fit."""
+    import PIL.Image
+    import PIL.ImageDraw
+    import PIL.ImageFont
+
+    title, text = PIL.ImageFont.load_default(20), PIL.ImageFont.load_default(17)
+    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    picture = PIL.Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("RGB").resize(size)
+    overlay = _overlay(np.asarray(picture, np.float64), box, heat)
+    panel = max(size[0], 440)  # no less than the legend's text needs
+    canvas_width = 2 * panel + 3 * MARGIN
+    panel_top = MARGIN + 34
+    bars_top = panel_top + size[1] + 24 + 62
+    canvas_height = bars_top + 34 + BAR_HEIGHT * len(predictions) + MARGIN - 6
+    canvas = PIL.Image.new("RGB", (canvas_width, canvas_height), PAPER)
+    draw = PIL.ImageDraw.Draw(canvas)
+
+    second = 2 * MARGIN + panel
+    draw.text((MARGIN, MARGIN), "The picture", INK, title)
+    draw.text((second, MARGIN), _fit(draw, f"Evidence for: {label}", title, panel), INK, title)
+    canvas.paste(picture, (MARGIN, panel_top))
+    canvas.paste(PIL.Image.fromarray(overlay), (second, panel_top))
+    frame = (second + box[0], panel_top + box[1], second + box[2] - 1, panel_top + box[3] - 1)
+    if (box[2] - box[0], box[3] - box[1]) != size:
+        for x in (MARGIN - second, 0):
+            left, top, right, bottom = frame[0] + x, frame[1], frame[2] + x, frame[3]
+            draw.rectangle((left, top, right, bottom), outline=PAPER)
+            draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=INK)
+        draw.text((MARGIN, panel_top + size[1] + 16), _fit(draw, "Frame: what the network sees", text, panel), QUIET, text)
+
+    legend = panel_top + size[1] + 16
+    low, high = f"{heat.min():+.1f}", f"{heat.max():+.1f}"
+    ramp = np.broadcast_to(_colours(np.linspace(0, 1, panel))[None], (14, panel, 3)).astype(np.uint8)
+    canvas.paste(PIL.Image.fromarray(np.ascontiguousarray(ramp)), (second, legend))
+    draw.text((second, legend + 20), low, QUIET, text)
+    draw.text((second + panel, legend + 20), high, QUIET, text, anchor="ra")
+    middle = f"scores; their mean, {logit:+.1f}, is the logit"
+    draw.text((second + panel // 2, legend + 20), middle, QUIET, text, anchor="ma")
+
+    draw.text((MARGIN, bars_top), f"The first {len(predictions)} labels" if len(predictions) > 1 else "The label", INK, title)
+    labels, number = min(360, panel), 84
+    start, full = MARGIN + labels + 16, canvas_width - 2 * MARGIN - labels - 16 - number
+    for index, prediction in enumerate(predictions):
+        y = bars_top + 34 + index * BAR_HEIGHT
+        draw.text((MARGIN, y + 12), _fit(draw, prediction["label"], text, labels), INK, text, anchor="lm")
+        draw.rectangle((start, y + 2, start + full, y + 22), fill=TRACK)
+        draw.rectangle((start, y + 2, start + max(1, round(full * min(1.0, prediction["score"]))), y + 22), fill=BAR)
+        draw.text((canvas_width - MARGIN, y + 12), f"{prediction['score']:.1%}", INK, text, anchor="rm")
+    return canvas
+
+
+def _overlay(picture: np.ndarray, box: list[int], heat: np.ndarray) -> np.ndarray:
+    """The picture in grey, coloured by the heat (scaled to its own least and greatest) where the network sees it."""
+    grey = np.repeat((picture @ [0.299, 0.587, 0.114])[:, :, None], 3, axis=2)
+    result = 0.5 * grey + 127.5  # what is not seen is pale
+    left, top, right, bottom = box
+    span = float(heat.max() - heat.min())
+    share = ((heat - heat.min()) / (span or 1.0))[: picture.shape[0] - top, : picture.shape[1] - left]
+    seen = grey[top:bottom, left:right]
+    alpha = (0.1 + 0.6 * share)[:, :, None]
+    result[top:bottom, left:right] = (1 - alpha) * seen + alpha * _colours(share)
+    return result.round().clip(0, 255).astype(np.uint8)
+
+
+def _colours(share: np.ndarray) -> np.ndarray:
+    """Numbers from 0 to 1 -> colours (..., 3) of HEAT, with straight lines between."""
+    stops = np.linspace(0, 1, len(HEAT))
+    return np.stack([np.interp(share, stops, HEAT[:, channel]) for channel in range(3)], axis=-1)
+
+
+def _fit(draw: Any, text: str, font: Any, width: int) -> str:
+    """The text, cut with "..." where it is wider than `width` pixels."""
+    if draw.textlength(text, font) <= width:
+        return text
+    while text and draw.textlength(text + "...", font) > width:
+        text = text[:-1]
+    return text.rstrip(" ,") + "..."

@@ -1,0 +1,156 @@
+"""Each attack of attacks.py is refused: with an error that names the file, the place and the rule, at little cost."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+import effnet_np
+from effnet_np import checkpoint
+from effnet_np.torch_file import TorchFile
+
+import attacks
+
+MEGABYTES_ALLOWED = 64
+SECONDS_ALLOWED = 2
+Classifier = effnet_np.EfficientNetForImageClassification
+
+
+@pytest.mark.parametrize("name", attacks.ATTACKS)
+def test_refused(name, tmp_path, monkeypatch):
+    build, words = attacks.ATTACKS[name]
+    source = build(tmp_path)
+    monkeypatch.setattr(os, "system", lambda command: pytest.fail(f"{command} was run"))
+    error = attacks.refused(source)
+    assert error is not None, "the attack was loaded"
+    assert type(error) in (ValueError, TypeError, FileNotFoundError)
+    assert re.search(words, str(error), re.DOTALL), error
+    assert str(tmp_path) in str(error), "the error does not name the file"
+    assert len(str(error)) < 2000
+
+
+def test_refusing_costs_little_memory_and_time():
+    """Measured in processes of their own, above what an idle one has."""
+    done = subprocess.run([sys.executable, attacks.__file__], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    costs = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [cost["name"] for cost in costs] == list(attacks.ATTACKS)
+    assert all(cost["error"] != "None" for cost in costs)
+    assert not [cost for cost in costs if not 0 <= cost["kilobytes"] < MEGABYTES_ALLOWED << 10]
+    assert not [cost for cost in costs if not 0 <= cost["seconds"] < SECONDS_ALLOWED]
+
+
+def test_what_the_attacks_are_made_of_is_harmless(tmp_path):
+    """Without the attack in them, the handmade files are read: so it is the attack that is refused."""
+    for name, data in (("zip.bin", attacks.archive(attacks.GOOD)), ("legacy.pth", attacks.legacy(attacks.GOOD))):
+        (tmp_path / name).write_bytes(data)
+        reader = TorchFile(tmp_path / name)
+        assert reader.shapes == {"t0": (4,)}
+        np.testing.assert_array_equal(reader.read("t0"), np.zeros(4, np.float32))
+        reader.close()
+    folder = attacks.with_config(tmp_path, "model.safetensors", save(attacks.good_state()))
+    assert Classifier.from_pretrained(folder).num_labels == 5
+    header = json.dumps({"a": attacks.entry()}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    assert checkpoint.SafetensorsFile(tmp_path / "a.safetensors").shapes == {"a": (4,)}
+
+
+def test_nonfinite_weights_on_demand(tmp_path):
+    state = attacks.good_state()
+    state["classifier.bias"] = np.array([0, np.nan, np.inf, 0, 0], np.float32)
+    folder = attacks.with_config(tmp_path, "model.safetensors", save(state))
+    model = Classifier.from_pretrained(folder, allow_nonfinite=True)
+    np.testing.assert_array_equal(model.classifier.bias, state["classifier.bias"])
+    with pytest.raises(ValueError, match="pass allow_nonfinite=True"):
+        Classifier.from_pretrained(folder, allow_nonfinite=False)
+    model.image_processor = effnet_np.EfficientNetImageProcessor(size=64)
+    with pytest.raises(ValueError, match="the network's output is not finite"):
+        effnet_np.classify(np.zeros((9, 9, 3), np.uint8), model)
+
+
+def test_weights_that_overflow_are_no_answer(tmp_path):
+    state = {name: np.full_like(array, 1e30) if array.ndim == 4 else array for name, array in attacks.good_state().items()}
+    model = Classifier.from_pretrained(attacks.with_config(tmp_path, "model.safetensors", save(state)))
+    model.image_processor = effnet_np.EfficientNetImageProcessor(size=64)
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="the network's output is not finite"):
+        effnet_np.classify(np.full((9, 9, 3), 200, np.uint8), model)
+
+
+def test_a_configuration_cannot_change_what_classify_reads(tmp_path):
+    """`return_dict: false` makes the model give tuples, and once made classify fail with an AttributeError."""
+    folder = attacks.with_config(tmp_path, "model.safetensors", save(attacks.good_state()), return_dict=False)
+    effnet_np.EfficientNetImageProcessor(size=64).save_pretrained(folder)
+    assert len(effnet_np.classify(np.zeros((9, 9, 3), np.uint8), folder)) == 5
+
+
+def test_links_that_stay_inside(tmp_path):
+    """A link within the folder, and the hub's cache, whose links lead from snapshots/<revision> to blobs."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    attacks.with_config(blobs, "model.safetensors", save(attacks.good_state()))
+    for name in ("config.json", "model.safetensors"):
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    assert Classifier.from_pretrained(snapshot).num_labels == 5
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    attacks.with_config(folder, "weights", save(attacks.good_state()))
+    (folder / "model.safetensors").symlink_to("weights")
+    assert Classifier.from_pretrained(folder).num_labels == 5
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"chunks": True, "compression": "gzip", "shuffle": True}, {"chunks": (5,), "shuffle": True}]
+)
+def test_h5_files_that_h5py_packs(options, tmp_path):
+    """Whole, in chunks, shuffled, packed: the numbers are those that h5py wrote."""
+    model = Classifier(attacks.CONFIG, seed=0)
+    with h5py.File(tmp_path / "model.h5", "w", libver="earliest") as file:
+        for name, array in model.state_dict().items():
+            fitting = {key: tuple(min(3, side) for side in array.shape) if key == "chunks" and value is not True else value
+                       for key, value in options.items()} if array.ndim else {}  # fmt: skip
+            file.create_dataset(name.replace(".", "/"), data=array, **fitting)
+        file.attrs["format_version"] = 1
+        file.attrs["config"] = json.dumps(attacks.CONFIG.to_dict())
+        file.attrs["something_else"] = np.arange(5)
+    back = Classifier.from_pretrained(tmp_path / "model.h5")
+    for name, array in model.state_dict().items():
+        assert back.state_dict()[name].tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i8"])
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (7, 5), (2, 3, 4, 5)])
+def test_every_kind_of_array_in_every_format(dtype, shape, tmp_path):
+    array = (np.random.default_rng(0).standard_normal(shape) * 100).astype(dtype)
+    with h5py.File(tmp_path / "a.h5", "w", libver="earliest") as file:
+        file["x/y"] = array
+        file.attrs["format_version"] = 1
+    (tmp_path / "a.safetensors").write_bytes(save({"x.y": np.asarray(array)}))
+    for reader in (checkpoint.H5File(tmp_path / "a.h5"), checkpoint.SafetensorsFile(tmp_path / "a.safetensors")):
+        assert reader.shapes == {"x.y": shape}
+        assert reader.read("x.y").dtype == array.dtype
+        assert reader.read("x.y").tobytes() == array.tobytes()
+        reader.close()
+
+
+def test_regressions_of_the_fuzzer(tmp_path):
+    """Inputs that once broke a rule; `python -m tests.fuzz` starts from them, too."""
+    from effnet_np.h5_file import H5File
+
+    files = sorted((Path(__file__).parent / "corpus" / "regressions").glob("h5/*"))
+    assert files
+    for file in files:
+        with pytest.raises(ValueError, match=re.escape(str(file))):
+            H5File(file)
+
+
+def test_number_of_attacks():
+    """What SECURITY.md and the release notes say."""
+    assert len(attacks.ATTACKS) >= 280
