@@ -454,7 +454,8 @@ def _parse_json(text: str | bytes, where: object) -> dict[str, Any]:
         if text.count("[") + text.count("{") > MAX_BRACKETS:
             raise ValueError(f"it has more than {MAX_BRACKETS} objects and lists")
         value = json.loads(text, object_pairs_hook=no_twins, parse_constant=no_constant)
-        json.dumps(value, ensure_ascii=False).encode()  # fails for half a character, such as "\\ud800"
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # fails for half a character, such as "\\ud800"
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} does not hold valid JSON: {error}") from error
     if not isinstance(value, dict):

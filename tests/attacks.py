@@ -241,6 +241,14 @@ zip_attack("pickle with a wrong checksum", "Bad CRC-32", GOOD, change=patched(CE
 zip_attack(
     "100,000 entries", "is not a readable PyTorch checkpoint", GOOD, extra=[(f"a/{index}", b"") for index in range(100_000)]
 )
+fake = b"PK\3\4" + struct.pack("<HHHHHIIIHH", 20, 0, 0, 0, 0, 0, 0, 0, 4000, 0) + b"y" * 4000  # an entry in an entry
+zip_attack(
+    "another name of 4,000 letters",
+    "File name in directory 'archive/data.pkl' and header b'yyy",
+    GOOD,
+    {"0": bytes(16), "1": fake},
+    change=lambda data: patched(CENTRAL, field(42, struct.pack("<I", data.index(fake))), 0)(data),
+)
 zip_attack("cut off", "not a zip file", GOOD, change=lambda data: data[:-30])
 
 
@@ -429,6 +437,22 @@ def _bomb(file):
     data.id.write_direct_chunk((0,), zlib.compress(b"")[:8])
 
 
+@h5_attack("chunk without its filter", "a chunk of a is not packed as it says")
+def _masked(file):
+    data = file.create_dataset("a", (4,), "f4", chunks=(4,), compression="gzip")
+    data.id.write_direct_chunk((0,), bytes(16), filter_mask=1)
+
+
+def _four_gigabytes(data):
+    at = data.index(b"TREE\1") + 24  # the key of the first chunk: its size, its mask, its place
+    return data[:at] + b"\xff" * 4 + data[at + 4 :]
+
+
+@h5_attack("chunk of 4 GB", "a chunk of a is not packed as it says, or not in the file", change=_four_gigabytes)
+def _long_chunk(file):
+    file.create_dataset("a", data=np.ones(4, "f4"), chunks=(4,), compression="gzip")
+
+
 @h5_attack("gzip bomb in a full chunk", "damaged at classifier.bias: a chunk of it does not unpack to 20 bytes")
 def _hidden_bomb(file):
     for name, array in good_state().items():
@@ -465,7 +489,7 @@ def _circles(file):
 
 
 h5_attack("groups 200 deep", "is nested too deep")(lambda file: file.create_dataset("/".join("a" * 200), data=1.0))
-h5_attack("name with a dot", "with a dot")(lambda file: file.create_dataset("a.b", data=1.0))
+h5_attack("name with a dot", "empty or with a '.'")(lambda file: file.create_dataset("a.b", data=1.0))
 
 
 @h5_attack("100,000 groups", "more than 4194304 bytes of headers")

@@ -142,7 +142,9 @@ def _torch(data: bytes, choose: random.Random, others: list[bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED if choose.random() < 0.1 else zipfile.ZIP_STORED) as archive:
         for name, content in entries:
-            archive.writestr(name, content)
+            info = zipfile.ZipInfo(name)  # which has a date of its own; a plain name would get the clock's
+            info.compress_type = archive.compression
+            archive.writestr(info, content)
     return buffer.getvalue()
 
 

@@ -46,23 +46,33 @@ def h5(path: Path) -> None:
     _read_all(checkpoint.H5File(path))
 
 
+def _described(cls):
+    """A configuration that is accepted can be written down, and is the same again."""
+
+    def read(path: Path) -> None:
+        value = cls.from_pretrained(path)
+        assert cls.from_dict(value.to_dict()).to_dict() == value.to_dict()
+        if cls is effnet_np.EfficientNetConfig:
+            assert 0 < num_weights(value) <= MAX_WEIGHTS
+
+    return read
+
+
+DESCRIPTIONS = {
+    "config.json": _described(effnet_np.EfficientNetConfig),
+    "preprocessor_config.json": _described(EfficientNetImageProcessor),
+    "model.safetensors.index.json": checkpoint.read_weight_map,
+}
+
+
 def json(path: Path) -> None:
-    """All three kinds of description, whichever it was made from; a configuration that is accepted can be written down."""
-    last = None
-    for read in (effnet_np.EfficientNetConfig.from_pretrained, EfficientNetImageProcessor.from_pretrained):
+    """Read as each kind of description; it counts as accepted if it is as the one that it was made from."""
+    for name, read in DESCRIPTIONS.items():
         try:
-            value = read(path)
-            assert type(value).from_dict(value.to_dict()).to_dict() == value.to_dict()
-            if isinstance(value, effnet_np.EfficientNetConfig):
-                assert 0 < num_weights(value) <= MAX_WEIGHTS
-        except FILE_ERRORS as error:
-            last = error
-    try:
-        checkpoint.read_weight_map(path)
-    except FILE_ERRORS as error:
-        last = error
-    if last is not None:
-        raise last
+            read(path)
+        except FILE_ERRORS:
+            if name == path.name:
+                raise
 
 
 def pictures(data: bytes) -> None:
