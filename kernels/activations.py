@@ -1,14 +1,15 @@
 """Activations on vectors, made to be applied to the sums of a convolution while they are still in registers.
 
 Plain meaning, for swish: x / (1 + exp(-x)). With the exp of a mathematics library it costs more than many a convolution
-in front of it, and B0 needs it for 5.7 million numbers. What it takes here, for a register of 16 (one core of a Zen 4 EPYC):
+in front of it, and B0 needs it for 5.7 million numbers. What it takes here, for a register of 16 (one core of a Zen 4 EPYC,
+0.6 ns of it for loading and storing):
 
     exp by range reduction, a polynomial, 2**n by integer arithmetic, clamped to where that works,
       1 / (1 + e) by an estimate and a step of Newton's method                                            3.1 ns
     2**n and rounding by the instructions that AVX-512 has for them                                       2.9 ns
-    a division instead of the estimate: it occupies no multiplier                                         2.35 ns
-    no clamps, since those instructions saturate to 0 and infinity, and x / infinity is right             2.25 ns
-    no multiplication by log2(e): it is in the weights                                                    1.95 ns
+    a division instead of the estimate: it occupies no multiplier                                         2.3 ns
+    no clamps, since those instructions saturate to 0 and infinity, and x / infinity is right             2.2 ns
+    no multiplication by log2(e): it is in the weights                                                    1.9 ns
 
 exp(y) is 2**(y log2(e)), and 2**t for t = n + f, n whole and f in [-1/2, 1/2], is a polynomial in f whose exponent is
 then raised by n. Beside the two arithmetic units for multiplications, swish keeps those for additions and the divider busy,

@@ -15,17 +15,18 @@ How it became fast:
 2. *Expanded activations never go to memory.* A task takes a group of up to 3 channel blocks and a band of rows. It makes some
    rows of the expansion (pointwise.py) in a ring of rows in its scratch, which stays in the L2, and convolves them while
    they are there. For the stem, which block 0 reads, it is the same.
-3. *All rows of a ring in one call*, each row's address in a list: with one call a row, rows of 7 outputs took 34 cycles an
-   output for 25 taps, much of it on the way in and out. Rows above and below the map are one row of zeros; the columns
-   beside it are zeros in the ring, written once a task.
+3. *All rows of a ring in one call*, each row's address in a list. With one call a row, rows of 7 outputs took 34 cycles an
+   output for 25 taps instead of 26, all of it on the way in and out; B0's 14x14 and 28x28 blocks got 3% faster. Rows above
+   and below the map are one row of zeros; the columns beside it are zeros in the ring, written once a task.
 4. *Squeeze-excite's first half on the way.* The outputs are added up while they are in registers, and the task multiplies
    its channels' sums with their part of the reducing layer's weights. What is left of it for the next step (squeeze_excite.py)
    is to add one short vector for each task.
-5. *Where the results will be stored is fetched before*: the next row of outputs, for writing. B0's stem and first block got
-   10% faster.
+5. *Where the next row of results will be stored is fetched before*, for writing: 1% of B4's largest maps, which do not fit
+   in the L2.
 
-What did not help: two rows of outputs in a tile (the loads were not what it waited for); a Winograd form (its additions
-would cost more than the multiplications that it saves).
+What did not help: fetching the rows that will be read next, where they come from memory: 30% slower with two threads, each of
+which then took lines from the other. A Winograd form was not written: on paper, its additions and transforms cost as much
+as the multiplications that it saves, for these kernel sizes.
 """
 
 from __future__ import annotations

@@ -30,6 +30,15 @@ _loaded: dict[str, int] | None = None
 _engine = None  # owns the memory of the code
 
 
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def cache_folder() -> Path:
     """Where machine code is kept: EFFNET_NP_KERNEL_CACHE, or a folder in the user's cache."""
     chosen = os.environ.get("EFFNET_NP_KERNEL_CACHE")

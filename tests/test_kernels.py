@@ -358,6 +358,39 @@ assert np.array_equal(fast(x).logits, model(x).logits)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("layer", ["workqueue", "omp", "tbb"])
+def test_no_threading_layer_is_used_and_no_setting_changed(layer):
+    code = """
+import os, sys, threading
+before = dict(os.environ)
+sys.path.insert(0, {tests!r})
+import numpy as np, numba
+settings = {{name: getattr(numba.config, name) for name in dir(numba.config) if name.isupper()}}
+from test_kernels import live, pictures, small
+from effnet_np.kernels.compiled import compile
+fast = compile(live(small()), threads=2)
+images = pictures(fast.config)
+expected = fast(images).logits
+wrong = []
+def work():
+    for _ in range(50):
+        if not np.array_equal(fast(images).logits, expected):
+            wrong.append(1)
+callers = [threading.Thread(target=work) for _ in range(3)]
+for caller in callers: caller.start()
+for caller in callers: caller.join()
+assert not wrong
+assert settings == {{name: getattr(numba.config, name) for name in settings}} and dict(os.environ) == before
+try:
+    numba.threading_layer()
+except ValueError:  # Numba's word for: none has been started
+    print("none")
+"""
+    done = run_python(code, NUMBA_THREADING_LAYER=layer)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["none"]
+
+
 def test_loading_cached_code_needs_no_numba():
     library.addresses()
     code = """
