@@ -71,7 +71,14 @@ def cache_file() -> Path:
 
 def kernels_cached() -> bool:
     """Whether the machine code for this CPU and version is there, so that `compile` need not make it. Takes milliseconds."""
-    return _loaded is not None or cache_file().is_file()
+    return _loaded is not None or _intact(_kept_bytes())
+
+
+def _kept_bytes() -> bytes:
+    try:
+        return cache_file().read_bytes()
+    except OSError:
+        return b""
 
 
 def _machine():
@@ -157,10 +164,7 @@ def addresses(progress: Callable[[int, int, str], None] | None = None) -> dict[s
     with _lock:
         if _loaded is None:
             file = cache_file()
-            try:
-                sealed = file.read_bytes()
-            except OSError:
-                sealed = b""
+            sealed = _kept_bytes()
             if not _intact(sealed):
                 code, names = _compile(progress)
                 sealed = _seal(code, names)
