@@ -26,7 +26,7 @@ How it became fast:
 
 What did not help: fetching more. One attempt asked for the rows that will be copied next, for residuals, and for lines
 about to be written as if they were to be read; B4 on two threads got 30% slower, probably through the last. A Winograd
-form was not written: on paper its additions and transforms cost as much as the multiplications that it saves, for these kernel sizes.
+form was not written: on paper its additions and transforms cost as much as the multiplications that it saves.
 """
 
 from __future__ import annotations
