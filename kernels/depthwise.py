@@ -24,9 +24,9 @@ How it became fast:
 5. *Where the next row of results will be stored is fetched before*, for writing: 1% of B4's largest maps, which do not fit
    in the L2.
 
-What did not help: fetching the rows that will be read next, where they come from memory: 30% slower with two threads, each of
-which then took lines from the other. A Winograd form was not written: on paper, its additions and transforms cost as much
-as the multiplications that it saves, for these kernel sizes.
+What did not help: fetching more. One attempt asked for the rows that will be copied next, for residuals, and for lines
+about to be written as if they were to be read; B4 on two threads got 30% slower, probably through the last. A Winograd
+form was not written: on paper its additions and transforms cost as much as the multiplications that it saves.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ How it became fast (one core of a Zen 4 EPYC, 3.7 GHz; a core multiplies and add
    in the same way: 0.5% of B4.
 
 What did not help: asking for one's own weights 1, 3 or 6 KB ahead (no difference: the burst is more than the memory can
-give in that time, so it has to begin earlier), and for the residual and the result's lines before the sums begin.
+give in that time, so it has to begin earlier).
 """
 
 from __future__ import annotations
