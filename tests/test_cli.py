@@ -9,7 +9,7 @@ import pytest
 
 import effnet_np
 
-from helpers import CHELSEA, COFFEE, IMAGES
+from helpers import CHELSEA, COFFEE
 
 
 def run(*arguments, **options):
@@ -34,11 +34,16 @@ def test_classify_for_programs():
 
 
 def test_folders_and_patterns(tmp_path):
-    for source in ("classify", IMAGES), ("classify", IMAGES / "c*.png"), ("classify", "c*.png"):
-        done = run(*source, "--json", cwd=IMAGES)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    shutil.copy(COFFEE, folder)
+    shutil.copy(CHELSEA, folder)
+    (folder / "notes.txt").write_text("no picture")
+    for source in ("classify", folder), ("classify", folder / "c*.png"), ("classify", "c*.png"):
+        done = run(*source, "--json", cwd=folder)
         assert done.returncode == 0, done.stderr
         names = [json.loads(line)["file"].rpartition("/")[2] for line in done.stdout.splitlines()]
-        assert names == ["chelsea.png", "coffee.png"]
+        assert names == ["chelsea.png", "coffee.png"]  # sorted
     done = run("classify", tmp_path, CHELSEA)
     assert done.returncode == 1
     assert "the folder holds no pictures (.jpg" in done.stderr
