@@ -166,6 +166,8 @@ def _classify(options: argparse.Namespace) -> int:
     paths, failed = _expand(options.images)
     for name, reason in failed:
         _report_failure(name, reason, options.json)
+    if not paths:
+        return 1
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"effnet-np: {message}", file=sys.stderr)
         model = get_runner(options.model, options.backend)
