@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 typedef struct { int n[4]; float *data; } Array;
-
 static Array load(const char *folder, const char *want_kind, const char *want_name) {
     char path[4096], line[4096], kind[16], name[512], file[1024];
     Array a = {{0}, NULL};
@@ -21,7 +20,6 @@ static Array load(const char *folder, const char *want_kind, const char *want_na
     fclose(raw), fclose(index);
     return a;
 }
-
 int main(int argc, char **argv) {
     if (argc != 3) return 2;
     char input[512], weight[512];
