@@ -140,7 +140,7 @@ class CompiledEfficientNet:
         if not (type(images) is np.ndarray and images.dtype == np.float32 and images.ndim == 4 and images.flags.c_contiguous):
             images = np.ascontiguousarray(PreTrainedModel.checked(self, images))
         count, channels, height, width = images.shape
-        if channels != config.num_channels or not images.size:
+        if channels != config.num_channels or not images.size or not np.isfinite(images).all():
             PreTrainedModel.checked(self, images)  # which says what is wrong
         with self._lock:
             bound = self._bound(height, width, hidden)

@@ -201,10 +201,15 @@ def test_a_function_as_activation_falls_back_with_a_warning():
     assert np.array_equal(fast(images).logits, model(images).logits)
 
 
-def test_non_finite_input_is_seen_in_the_output():
+def test_non_finite_pixels_are_refused_and_non_finite_weights_show_in_the_output():
     model = live(small())
     images = pictures(model.config)
-    images[0, 1, 20, 20] = np.nan
+    for wrong in (np.nan, np.inf):
+        bad = images.copy()
+        bad[0, 1, 20, 20] = wrong
+        with pytest.raises(ValueError, match="pixel_values hold NaN or infinite numbers"):
+            compile_model(model)(bad)
+    model.state_dict()["efficientnet.embeddings.batchnorm.bias"][0] = np.nan
     assert np.isnan(compile_model(model)(images).logits).any()
 
 
