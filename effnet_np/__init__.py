@@ -5,6 +5,12 @@
 {'label': 'tiger cat', 'score': 0.385}
 """
 
+from pathlib import Path
+
+if not Path(__file__).with_name("kernels").exists():
+    # A clone that Python imports as it stands: kernels/ and weights/ are beside this folder, and inside of it once installed.
+    __path__.append(str(Path(__file__).resolve().parent.parent))
+
 from effnet_np.classify import classify
 from effnet_np.compare import compare, compare_with_torch
 from effnet_np.config import EfficientNetConfig
@@ -13,6 +19,7 @@ from effnet_np.image_processor import EfficientNetImageProcessor
 from effnet_np.model import EfficientNetForImageClassification, EfficientNetModel
 from effnet_np.summary import summary
 from effnet_np.trace import Trace
+from effnet_np.version import __version__
 
 
 def compile(model, threads=None):
@@ -34,6 +41,7 @@ __all__ = [
     "EfficientNetImageProcessor",
     "EfficientNetModel",
     "Trace",
+    "__version__",
     "class_activation_map",
     "classify",
     "compare",
@@ -42,4 +50,3 @@ __all__ = [
     "explain",
     "summary",
 ]
-__version__ = "0.1.0"

@@ -22,7 +22,6 @@ import secrets
 import struct
 import time
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from effnet_np.h5_file import FORMAT_VERSION, H5File
 from effnet_np.image_processor import EfficientNetImageProcessor
 from effnet_np.module import refuse_mismatch
 from effnet_np.torch_file import TorchFile
+from effnet_np.version import __version__
 
 # What a checkpoint needs, several times over. A byte of JSON can become twenty in memory, so these also bound memory.
 MAX_JSON = 2 << 20  # bytes of a .json file or a safetensors header; B7's are 0.1 and 0.2 MB
@@ -353,7 +353,7 @@ def save_h5(model: Any, path: str | os.PathLike, source: str = "", revision: str
         for name, array in state.items():
             file.create_dataset(name.replace(".", "/"), data=array)
         file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["effnet_np_version"] = version("effnet_np")
+        file.attrs["effnet_np_version"] = __version__
         file.attrs["config"] = json.dumps(config)
         file.attrs["id2label"] = json.dumps(id2label)
         file.attrs["image_processor"] = json.dumps(model.image_processor.to_dict()) if model.image_processor else ""
@@ -516,7 +516,7 @@ def save_arrays_h5(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], in
             for place, array in arrays.items():
                 file.create_dataset(place, data=array)
             file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs["effnet_np_version"] = version("effnet_np")
+            file.attrs["effnet_np_version"] = __version__
             file.attrs["index"] = index
 
 

@@ -9,10 +9,10 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from effnet_np.image_io import MAX_PIXELS, SUFFIXES
+from effnet_np.version import __version__
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 DESCRIPTION = """EfficientNet in NumPy: say what is on a picture, on a CPU, without PyTorch.
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="effnet-np", description=DESCRIPTION, formatter_class=raw)
-    parser.add_argument("--version", action="version", version=f"effnet-np {version('effnet_np')}")
+    parser.add_argument("--version", action="version", version=f"effnet-np {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = commands.add_parser("classify", help="say what is on pictures", description="Say what is on pictures.")

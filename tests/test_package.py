@@ -41,6 +41,23 @@ def test_import_does_not_load_what_it_may_not_need():
     assert done.stdout == "[]\n", done.stderr
 
 
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "notebooks"], ids=["root", "notebooks"])
+@pytest.mark.parametrize("without", ["installation", "editable installation"])
+def test_a_clone_can_be_imported_as_it_stands(folder, without, tmp_path, installed):
+    """Nothing installed (the finder of `pip install -e` is taken away), and a copy installed beside: the clone's own code."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]"
+    )
+    paths = [str(tmp_path)] + ([str(installed)] if without == "editable installation" else [])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    code = "import effnet_np.kernels, effnet_np.weights, effnet_np; print(effnet_np.__file__); effnet_np.weights.manifest()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == str(ROOT / "effnet_np" / "__init__.py"), done.stderr
+    command = [sys.executable, "-m", "effnet_np", "classify", str(CHELSEA), "--top-k", "1"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert "tiger cat" in done.stdout, done.stderr
+
+
 def test_no_framework_is_imported_at_module_level():
     for folder in ("effnet_np", "kernels", "weights"):
         for path in (ROOT / folder).glob("**/*.py"):
