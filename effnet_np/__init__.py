@@ -13,8 +13,8 @@ if not Path(__file__).with_name("kernels").exists():
 
 from effnet_np.classify import classify
 from effnet_np.compare import compare, compare_with_torch
-from effnet_np.config import EfficientNetConfig
 from effnet_np.explain import class_activation_map, explain
+from effnet_np.hf_config import EfficientNetConfig
 from effnet_np.image_processor import EfficientNetImageProcessor
 from effnet_np.model import EfficientNetForImageClassification, EfficientNetModel
 from effnet_np.summary import summary

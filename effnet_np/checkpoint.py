@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 
 from effnet_np import hub
-from effnet_np.config import EfficientNetConfig
 from effnet_np.config_checks import num_weights
 from effnet_np.h5_file import FORMAT_VERSION, H5File
+from effnet_np.hf_config import EfficientNetConfig
 from effnet_np.image_processor import EfficientNetImageProcessor
 from effnet_np.module import refuse_mismatch
 from effnet_np.torch_file import TorchFile

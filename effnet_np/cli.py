@@ -258,7 +258,8 @@ def _report_failure(name: str, reason: str, as_json: bool) -> None:
 
 
 def _summary(options: argparse.Namespace) -> int:
-    from effnet_np.config import PRESETS, EfficientNetConfig
+    from effnet_np.architecture import PRESETS
+    from effnet_np.hf_config import EfficientNetConfig
     from effnet_np.summary import summary
 
     name = options.model

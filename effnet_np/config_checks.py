@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from effnet_np.architecture import STEM_CHANNELS, architecture
+from effnet_np.layer_specs import layer_specs
+
 ACTIVATION_NAMES = ("swish", "silu", "relu", "relu6", "gelu", "gelu_new", "selu", "mish")
 POOLING_TYPES = ("mean", "max")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -57,8 +60,11 @@ def check_config(config: Any) -> None:
                 f"out_channels[{stage}] is {config.out_channels[stage]} but in_channels[{stage + 1}] is "
                 f"{config.in_channels[stage + 1]}: a stage takes what the one before it gives"
             )
-    if config._stem_or_head(config.in_channels[0]) != config.stem_channels:
-        raise ValueError(f"in_channels[0] must be 32, the stem's channels before scaling, got {config.in_channels[0]}")
+    first = config.in_channels[0] if config.fix_head_stem else config.round_filters(config.in_channels[0])
+    if first != config.stem_channels:
+        raise ValueError(
+            f"in_channels[0] must be {STEM_CHANNELS}, the stem's channels before scaling, got {config.in_channels[0]}"
+        )
     if config.hidden_dim != config.head_channels:
         raise ValueError(
             f"hidden_dim is {config.hidden_dim} but must be {config.head_channels}, which is round_filters(1280) at "
@@ -78,14 +84,9 @@ def check_config(config: Any) -> None:
 
 def num_weights(config: Any) -> int:
     """How many numbers the network holds, batch statistics included and the classifier not, without building it."""
-    specs, norm = config.blocks(), 4  # weight, bias, mean and variance of each channel
-    count = config.stem_channels * (9 * config.num_channels + norm) + config.head_channels * (specs[-1].out_channels + norm)
-    for block in specs:
-        channels, squeezed = block.expanded_channels, block.squeeze_channels
-        count += channels * (block.in_channels + norm) if block.expand_ratio != 1 else 0
-        count += channels * (block.kernel_size**2 + norm) + (channels + norm) * block.out_channels
-        count += 2 * channels * squeezed + squeezed + channels if squeezed else 0
-    return count
+    layers = layer_specs(architecture(config), MAX_WHOLE, MAX_WHOLE)  # the size of the image makes no difference
+    kept = {"conv": 1, "norm": 2, "linear": 0}  # norms hold mean and variance beside what training changes
+    return sum(layer.parameters * kept[layer.kind] for layer in layers)
 
 
 def _check_whole(name: str, value: Any, at_least: int = 1) -> None:

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from effnet_np.config import PRESETS
+from effnet_np.architecture import PRESETS
 from effnet_np.weights import manifest
 
 OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download", "subfolder")

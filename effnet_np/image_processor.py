@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from effnet_np.config import PRESETS
+from effnet_np.architecture import PRESETS
 
 FIRST, LAST = "channels_first", "channels_last"
 RESAMPLE_NAMES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers 0 to 5
@@ -108,7 +108,7 @@ class EfficientNetImageProcessor:
         """The preprocessing that the weights of "b0" to "b7" and "lite0" were trained with."""
         if name not in PRESETS:
             raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
-        size = PRESETS[name][2]
+        size = PRESETS[name].image_size
         if name == "lite0":  # (x - 127) / 128, bicubic, from the centre: TensorFlow's efficientnet/lite preprocessing
             mean, std = [127.0] * 3, [128.0] * 3
             steps: dict[str, Any] = {"do_rescale": False, "include_top": False, "resample": 3, "crop_fraction": 224 / 256}

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from effnet_np import ops
-from effnet_np.config import BlockSpec, EfficientNetConfig
 from effnet_np.config_checks import check_config
+from effnet_np.hf_config import BlockSpec, EfficientNetConfig
 from effnet_np.layers import BatchNorm2d, Conv2d, Dropout, Function, Linear, ZeroPad2d, activation
 from effnet_np.module import Module, ModuleList
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from effnet_np.config import PRESETS, EfficientNetConfig
+from effnet_np.architecture import PRESETS
+from effnet_np.hf_config import EfficientNetConfig
+from effnet_np.layer_specs import layer_specs
 
 # Paper, Table 2: parameters and multiply-adds of B0..B7 at their image sizes.
 PAPER = {
@@ -87,44 +88,24 @@ def summary(model: Any, input_shape: tuple[int, ...] | None = None) -> Summary:
         raise ValueError(f"input_shape must be ({config.num_channels}, height, width) for this network, got {input_shape}")
     config.check_image_size(*input_shape[1:])
     backbone = not isinstance(model, (str, EfficientNetConfig)) and not hasattr(model, "classifier")
-    rows = list(_rows(config, *input_shape[1:], with_classifier=not backbone))
+    rows = _rows(config, *input_shape[1:], backbone)
     return Summary(tuple(input_shape), rows, _preset_of(config, input_shape) if not backbone else None)
 
 
-def _rows(config: EfficientNetConfig, height: int, width: int, with_classifier: bool) -> Iterator[Row]:
-    prefix = "efficientnet." if with_classifier else ""
-
-    def conv(name, c_in, c_out, kernel, size, groups=1, bias=False) -> Row:
-        weights = c_out * (c_in // groups) * kernel * kernel
-        kind = f"Conv2d {kernel}x{kernel}" + (" depthwise" if groups > 1 else "")
-        return Row(prefix + name, kind, (c_out, *size), weights + c_out * bias, weights * size[0] * size[1])
-
-    def norm(name, channels, size) -> Row:
-        return Row(prefix + name, "BatchNorm2d", (channels, *size), 2 * channels, 0)
-
-    size = config.stem_size(height, width)
-    yield conv("embeddings.convolution", config.num_channels, config.stem_channels, 3, size)
-    yield norm("embeddings.batchnorm", config.stem_channels, size)
-    for block in config.blocks():
-        name, channels, squeezed = f"encoder.blocks.{block.index}.", block.expanded_channels, block.squeeze_channels
-        if block.expand_ratio != 1:
-            yield conv(name + "expansion.expand_conv", block.in_channels, channels, 1, size)
-            yield norm(name + "expansion.expand_bn", channels, size)
-        size = block.output_size(*size)
-        yield conv(name + "depthwise_conv.depthwise_conv", channels, channels, block.kernel_size, size, groups=channels)
-        yield norm(name + "depthwise_conv.depthwise_norm", channels, size)
-        if squeezed:
-            yield conv(name + "squeeze_excite.reduce", channels, squeezed, 1, (1, 1), bias=True)
-            yield conv(name + "squeeze_excite.expand", squeezed, channels, 1, (1, 1), bias=True)
-        yield conv(name + "projection.project_conv", channels, block.out_channels, 1, size)
-        yield norm(name + "projection.project_bn", block.out_channels, size)
-        last = block.out_channels
-    yield conv("encoder.top_conv", last, config.hidden_dim, 1, size)
-    yield norm("encoder.top_bn", config.hidden_dim, size)
-    yield Row(prefix + "pooler", f"{config.pooling_type} of each plane", (config.hidden_dim,), 0, 0)
-    if with_classifier and config.num_labels:
-        weights = config.hidden_dim * config.num_labels
-        yield Row("classifier", "Linear", (config.num_labels,), weights + config.num_labels, weights)
+def _rows(config: EfficientNetConfig, height: int, width: int, backbone: bool) -> list[Row]:
+    rows = []
+    for layer in layer_specs(config.architecture(), height, width):
+        depthwise = " depthwise" if layer.groups > 1 else ""
+        kinds = {"conv": f"Conv2d {layer.kernel_size}x{layer.kernel_size}{depthwise}", "norm": "BatchNorm2d"}
+        shape = (layer.out_channels, layer.height, layer.width)
+        if layer.kind != "linear":
+            rows.append(Row(layer.name, kinds[layer.kind], shape, layer.parameters, layer.mult_adds))
+    rows.append(Row("efficientnet.pooler", f"{config.pooling_type} of each plane", (config.hidden_dim,), 0, 0))
+    if backbone:
+        return [replace(row, name=row.name.removeprefix("efficientnet.")) for row in rows]
+    if layer.kind == "linear":
+        rows.append(Row(layer.name, "Linear", (layer.out_channels,), layer.parameters, layer.mult_adds))
+    return rows
 
 
 def _preset_of(config: EfficientNetConfig, input_shape: tuple[int, ...]) -> str | None:

@@ -205,7 +205,7 @@ def lively_state(config, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def network(model: str):
-    from effnet_np.config import EfficientNetConfig
+    from effnet_np.hf_config import EfficientNetConfig
     from effnet_np.model import EfficientNetForImageClassification
 
     config = EfficientNetConfig.preset(model)
@@ -216,23 +216,16 @@ def network(model: str):
 
 def flops(model: str) -> int:
     """Of one image: two for each multiplication with an addition, convolutions and classifier alone (as the papers count)."""
-    from effnet_np.config import EfficientNetConfig
+    from effnet_np.hf_config import EfficientNetConfig
+    from effnet_np.layer_specs import layer_specs
 
     config = EfficientNetConfig.preset(model)
-    height = width = (config.image_size - 2) // 2 + 1
-    total = 2 * 9 * config.num_channels * config.stem_channels * height * width
-    for block in config.blocks():
-        if block.expand_ratio != 1:
-            total += 2 * block.in_channels * block.expanded_channels * height * width
-        height, width = block.output_size(height, width)
-        total += 2 * block.expanded_channels * (block.kernel_size**2 + block.out_channels) * height * width
-        total += 4 * block.expanded_channels * block.squeeze_channels
-        last = block.out_channels
-    return total + 2 * config.head_channels * (last * height * width + config.num_labels)
+    layers = layer_specs(config.architecture(), config.image_size, config.image_size)
+    return 2 * sum(layer.mult_adds for layer in layers)
 
 
 def images(model: str, batch: int) -> np.ndarray:
-    from effnet_np.config import EfficientNetConfig
+    from effnet_np.hf_config import EfficientNetConfig
 
     config = EfficientNetConfig.preset(model)
     shape = (batch, config.num_channels, config.image_size, config.image_size)
@@ -244,7 +237,7 @@ def torch_model(model: str):
     import torch
     from transformers import EfficientNetConfig, EfficientNetForImageClassification
 
-    from effnet_np.config import EfficientNetConfig as OurConfig
+    from effnet_np.hf_config import EfficientNetConfig as OurConfig
 
     config = OurConfig.preset(model)
     if model == "lite0":

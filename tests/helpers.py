@@ -98,5 +98,5 @@ def assert_same(ours, theirs, name: str = "", tolerance: float = TOLERANCE, aliv
 def tiny_config(**fields) -> effnet_np.EfficientNetConfig:
     """B0 at an eighth of its width: every kind of layer, in milliseconds."""
     defaults = {"width_coefficient": 0.125, "image_size": 64, "num_labels": 5}
-    defaults["hidden_dim"] = effnet_np.config.round_filters(1280, fields.get("width_coefficient", 0.125))
+    defaults["hidden_dim"] = effnet_np.architecture.round_filters(1280, fields.get("width_coefficient", 0.125))
     return effnet_np.EfficientNetConfig.preset("b0", **(defaults | fields))

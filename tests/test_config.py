@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 import effnet_np
-from effnet_np.config import PRESETS, round_filters, round_repeats
+from effnet_np.architecture import PRESETS, round_filters, round_repeats
 
 from helpers import hf_model, tiny_config
 

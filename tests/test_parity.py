@@ -90,7 +90,7 @@ def networks(draw):
         expand_ratios=one_each([1, 2, 6]),
         squeeze_expansion_ratio=draw(st.sampled_from([0.05, 0.1, 0.25, 0.35, 0.5])),
         hidden_act=draw(st.sampled_from(ACTIVATION_NAMES)),
-        hidden_dim=effnet_np.config.round_filters(1280, width, divisor),
+        hidden_dim=effnet_np.architecture.round_filters(1280, width, divisor),
         pooling_type=draw(st.sampled_from(["mean", "max"])),
         batch_norm_eps=draw(st.sampled_from([1e-5, 1e-3])),
         num_labels=draw(st.sampled_from([3, 7])),

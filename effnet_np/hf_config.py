@@ -1,11 +1,7 @@
-"""The configuration of an EfficientNet, the published presets, and the list of blocks that follows from them.
+"""The configuration as Hugging Face has it: every field and default, labels, config.json.
 
-EfficientNet is one small network, B0, and a rule for growing it: *compound scaling* (paper, section 3.3).
-`width_coefficient` multiplies the channels of every stage, `depth_coefficient` the number of blocks in it,
-and the image gets larger with them. `round_filters` and `round_repeats` are that rule; `blocks()` applies it
-and writes the whole network down as plain numbers, which the model, the summary and the kernels all read.
+What the fields mean is in architecture.py.
 
-Paper: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", arXiv 1905.11946.
 Field names, defaults and quirks: transformers 4.37.2, `models/efficientnet/configuration_efficientnet.py`.
 """
 
@@ -14,63 +10,13 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from effnet_np.architecture import HEAD_CHANNELS, PRESETS, Architecture, BlockSpec, architecture, round_filters, round_repeats
 from effnet_np.config_checks import MAX_LABELS, check_config
-
-# name: (width, depth, image size, dropout, blocks that pad k//2 on all sides); hidden_dim follows from the width.
-# Source: HF's convert_efficientnet_to_pytorch.py. "lite0" is TensorFlow's efficientnet/lite.
-PRESETS: dict[str, tuple[float, float, int, float, list[int]]] = {
-    "b0": (1.0, 1.0, 224, 0.2, []),
-    "b1": (1.0, 1.1, 240, 0.2, [16]),
-    "b2": (1.1, 1.2, 260, 0.3, [5, 8, 16]),
-    "b3": (1.2, 1.4, 300, 0.3, [5, 18]),
-    "b4": (1.4, 1.8, 380, 0.4, [6]),
-    "b5": (1.6, 2.2, 456, 0.4, [13, 27]),
-    "b6": (1.8, 2.6, 528, 0.5, [31]),
-    "b7": (2.0, 3.1, 600, 0.5, [18]),
-    "lite0": (1.0, 1.0, 224, 0.2, []),
-}
-
-
-def round_filters(channels: int, width_coefficient: float, depth_divisor: int = 8) -> int:
-    """Channels scaled by the width, rounded to a multiple of `depth_divisor`, never more than 10% down."""
-    scaled = channels * width_coefficient
-    rounded = max(depth_divisor, int(scaled + depth_divisor / 2) // depth_divisor * depth_divisor)
-    return rounded + depth_divisor if rounded < 0.9 * scaled else rounded
-
-
-def round_repeats(repeats: int, depth_coefficient: float) -> int:
-    """Blocks of a stage, scaled by the depth and rounded up."""
-    return math.ceil(depth_coefficient * repeats)
-
-
-@dataclass(frozen=True)
-class BlockSpec:
-    """One MBConv block in plain numbers. Channels are counts, `padding` is (top and left, bottom and right) in pixels."""
-
-    index: int
-    stage: int  # 0..6 in the published networks
-    in_channels: int
-    expanded_channels: int  # equal to in_channels where expand_ratio is 1: then there is no expansion
-    out_channels: int
-    squeeze_channels: int  # 0: no squeeze-excite
-    kernel_size: int
-    stride: int
-    padding: tuple[int, int]
-    expand_ratio: int
-    residual: bool  # the block's input is added to its output
-    drop_rate: float  # in training, of the elementwise dropout before that addition
-
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """(H, W) of the block's output for an input of (height, width)."""
-        extra = sum(self.padding) - self.kernel_size
-        return (height + extra) // self.stride + 1, (width + extra) // self.stride + 1
 
 
 class EfficientNetConfig:
@@ -190,82 +136,37 @@ class EfficientNetConfig:
     def use_return_dict(self) -> bool:
         return self.return_dict
 
-    # -- compound scaling -----------------------------------------------------------------------------------------
+    # -- the network that the fields describe -----------------------------------------------------------------------
+
+    def architecture(self) -> Architecture:
+        """Stem, blocks and head in plain numbers."""
+        return architecture(self)
+
+    def blocks(self) -> list[BlockSpec]:
+        """The network between stem and head, block after block."""
+        return architecture(self).blocks
+
+    @property
+    def stem_channels(self) -> int:
+        return architecture(self).stem.out_channels
+
+    @property
+    def head_channels(self) -> int:
+        return architecture(self).head.out_channels
+
+    def stem_size(self, height: int, width: int) -> tuple[int, int]:
+        """(H, W) of the stem's output: 3x3 with stride 2, after one row and one column of zeros at the bottom and right."""
+        return architecture(self).stem.output_size(height, width)
+
+    def check_image_size(self, height: int, width: int) -> None:
+        """Raise ValueError where an image of this size leaves nothing for some layer to look at."""
+        architecture(self).sizes(height, width)
 
     def round_filters(self, channels: int) -> int:
         return round_filters(channels, self.width_coefficient, self.depth_divisor)
 
     def round_repeats(self, repeats: int) -> int:
         return round_repeats(repeats, self.depth_coefficient)
-
-    def _stem_or_head(self, channels: int) -> int:
-        return channels if self.fix_head_stem else self.round_filters(channels)
-
-    @property
-    def stem_channels(self) -> int:
-        return self._stem_or_head(32)
-
-    @property
-    def head_channels(self) -> int:
-        return self._stem_or_head(1280)
-
-    def blocks(self) -> list[BlockSpec]:
-        """The network between stem and head, block after block (paper, Table 1; HF's `EfficientNetEncoder`)."""
-        repeats = [self.round_repeats(repeats) for repeats in self.num_block_repeats]
-        if self.fix_head_stem:
-            repeats[0], repeats[-1] = self.num_block_repeats[0], self.num_block_repeats[-1]
-        specs: list[BlockSpec] = []
-        in_channels = self.stem_channels
-        for stage in range(len(repeats)):
-            out_channels = self.round_filters(self.out_channels[stage])
-            for repeat in range(repeats[stage]):
-                index, first = len(specs), repeat == 0
-                kernel_size, expand_ratio = self.kernel_sizes[stage], self.expand_ratios[stage]
-                stride = self.strides[stage] if first else 1
-                if stride == 1:  # "same": the output is as large as the input
-                    padding = ((kernel_size - 1) // 2, kernel_size // 2)
-                elif index in self.depthwise_padding:
-                    padding = (kernel_size // 2, kernel_size // 2)
-                else:  # TensorFlow's SAME for an input of even size, which HF uses for any size
-                    padding = (kernel_size // 2 - 1, kernel_size // 2)
-                ratio = self.squeeze_expansion_ratio
-                specs.append(
-                    BlockSpec(
-                        index=index,
-                        stage=stage,
-                        in_channels=in_channels,
-                        expanded_channels=in_channels * expand_ratio,
-                        out_channels=out_channels,
-                        squeeze_channels=max(1, int(in_channels * ratio)) if ratio else 0,  # of the *unexpanded* input
-                        kernel_size=kernel_size,
-                        stride=stride,
-                        padding=padding,
-                        expand_ratio=expand_ratio,
-                        residual=stride == 1 and not first,
-                        drop_rate=self.drop_connect_rate * index / sum(repeats),
-                    )
-                )
-                in_channels = out_channels
-        return specs
-
-    def stem_size(self, height: int, width: int) -> tuple[int, int]:
-        """(H, W) of the stem's output: 3x3 with stride 2, after one row and one column of zeros at the bottom and right."""
-        return (height - 2) // 2 + 1, (width - 2) // 2 + 1
-
-    def check_image_size(self, height: int, width: int) -> None:
-        """Raise ValueError where an image of this size leaves nothing for some layer to look at."""
-        size = self.stem_size(height, width)
-        where = "the stem"
-        for block in self.blocks():
-            if min(size) < 1:
-                break
-            size, where = block.output_size(*size), f"block {block.index}"
-        if min(size) < 1:
-            stride = 2 * math.prod(self.strides)
-            raise ValueError(
-                f"an image of {height} x {width} is too small for this network: nothing is left of it after {where}. "
-                f"The network halves it until {stride} pixels are one; take an image of at least {stride} x {stride}"
-            )
 
     # -- presets and files ----------------------------------------------------------------------------------------
 
@@ -274,19 +175,19 @@ class EfficientNetConfig:
         """The published "b0" to "b7" and "lite0", with ImageNet's 1,000 labels; fields may be overridden by name."""
         if name not in PRESETS:
             raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
-        width, depth, image_size, dropout, depthwise_padding = PRESETS[name]
+        preset = PRESETS[name]
         fields: dict[str, Any] = {
-            "width_coefficient": width,
-            "depth_coefficient": depth,
-            "image_size": image_size,
-            "dropout_rate": dropout,
-            "depthwise_padding": depthwise_padding,
+            "width_coefficient": preset.width,
+            "depth_coefficient": preset.depth,
+            "image_size": preset.image_size,
+            "dropout_rate": preset.dropout,
+            "depthwise_padding": preset.depthwise_padding,
+            "hidden_dim": round_filters(HEAD_CHANNELS, preset.width),
         }
         if name == "lite0":
             fields |= {"squeeze_expansion_ratio": 0.0, "hidden_act": "relu6", "fix_head_stem": True}
         if "num_labels" not in overrides and "id2label" not in overrides:
             fields["id2label"] = imagenet_labels()
-        fields["hidden_dim"] = round_filters(1280, width, 8)
         return cls(**(fields | overrides))
 
     @classmethod
