@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from effnet_np.hints import Case, diagnose
-from effnet_np.module import Module, read_only
+from effnet_np.module import Module
+from effnet_np.outputs import read_only
 from effnet_np.report import to_html, to_json, to_text
 from effnet_np.trace import FIELDS, INPUT, ROOT, Trace, flatten
 

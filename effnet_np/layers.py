@@ -61,12 +61,11 @@ class BatchNorm2d(Module):
         count = x.size // x.shape[1]
         if count < 2:
             raise ValueError(f"batch norm in training needs more than one value a channel, got an input of shape {x.shape}")
-        mean, variance = x.mean(axis=(0, 2, 3)), x.var(axis=(0, 2, 3))
+        mean, variance = ops.batch_statistics(x)
         unbiased = variance * x.dtype.type(count / (count - 1))  # what is stored; what is used now is the biased one
-        for name, batch in (("running_mean", mean), ("running_var", unbiased)):
-            running = getattr(self, name)
-            setattr(self, name, (running * (1 - self.momentum) + batch * self.momentum).astype(running.dtype))
-        self.num_batches_tracked = self.num_batches_tracked + 1
+        for running, batch in ((self.running_mean, mean), (self.running_var, unbiased)):
+            running[...] = running * (1 - self.momentum) + batch * self.momentum
+        self.num_batches_tracked += 1
         return mean, variance
 
 
@@ -105,20 +104,36 @@ class Dropout(Module):
         self.rate, self.generator = rate, generator
 
     def forward(self, x):
-        return ops.dropout(x, self.rate, self.generator) if self.training else x
+        if not self.training or self.rate == 0:
+            return x
+        keep = self.generator.random(x.shape, np.float32) >= self.rate
+        return ops.dropout(x, keep, self.rate)
 
 
-class Function(Module):
-    """A function of one array that stands in the module tree under a name, as activations and poolings do in HF."""
+class Activation(Module):
+    """An elementwise function under a name: one of `ops.ACTIVATIONS`, or any function from array to array."""
 
-    def __init__(self, function: Callable[[np.ndarray], np.ndarray]):
+    def __init__(self, hidden_act: str | Callable[[np.ndarray], np.ndarray]):
         super().__init__()
-        self.function = function
+        self.function = hidden_act if callable(hidden_act) else ops.ACTIVATIONS[hidden_act]
 
     def forward(self, x):
         return self.function(x)
 
 
-def activation(hidden_act: str | Callable) -> Function:
-    """The module for `config.hidden_act`: a name from `ops.ACTIVATIONS`, or a function from array to array."""
-    return Function(hidden_act if callable(hidden_act) else ops.ACTIVATIONS[hidden_act])
+class GlobalPool(Module):
+    """The "mean" or the "max" of each plane: (N, C, H, W) -> (N, C, 1, 1)."""
+
+    def __init__(self, pooling_type: str = "mean"):
+        super().__init__()
+        self.function = {"mean": ops.global_average_pool, "max": ops.global_max_pool}[pooling_type]
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class Identity(Module):
+    """Gives what it is given: the classifier of a network without labels."""
+
+    def forward(self, x):
+        return x

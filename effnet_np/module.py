@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from effnet_np.outputs import read_only
+
 
 class LoadResult(NamedTuple):
     """What `load_state_dict` did not find, and what it had no place for, as in PyTorch."""
@@ -139,9 +141,8 @@ class Module:
         ]
         refuse_mismatch(missing if strict else [], unexpected if strict else [], misshapen)
         for key, (module, name) in own.items():
-            if key in state:
-                # Not state[key] itself: the model must not change when the caller's array does.
-                setattr(module, name, np.array(state[key], dtype=getattr(module, name).dtype, order="C"))
+            if key in state:  # into the array that is there: whoever holds it (an optimiser, a state dict) sees the new numbers
+                getattr(module, name)[...] = state[key]
         return LoadResult(missing, unexpected)
 
     def to(self, dtype: Any) -> Module:
@@ -182,16 +183,3 @@ def refuse_mismatch(missing: list[str], unexpected: list[str], misshapen: list[s
             faults.append(f"  {title} ({len(names)}):\n    " + "\n    ".join(names[:20]) + rest)
     if faults:
         raise ValueError(f"{where} does not fit this model:\n" + "\n".join(faults))
-
-
-def read_only(value: Any) -> Any:
-    """The same value with every array in it as a view that cannot be written to."""
-    if isinstance(value, np.ndarray):
-        view = value.view()
-        view.flags.writeable = False
-        return view
-    if type(value) is tuple:
-        return tuple(read_only(item) for item in value)
-    if isinstance(value, dict):  # a ModelOutput
-        return type(value)(**{key: read_only(item) for key, item in value.items()})
-    return value

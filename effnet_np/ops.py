@@ -16,8 +16,31 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 Padding = tuple[int, int, int, int]
 
+# -- large arrays in pieces -------------------------------------------------------------------------------------------
+
 # Elementwise work goes through memory many times. Done in pieces of this many numbers, it stays in a core's cache.
 CACHE_BLOCK = 1 << 16
+
+
+def pieces(count: int, size: int) -> list[slice]:
+    """`count` things of `size` numbers each, cut into slices of things that together stay in a core's cache."""
+    step = max(1, CACHE_BLOCK // size)
+    return [slice(first, first + step) for first in range(0, count, step)]
+
+
+def in_pieces(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """The same elementwise function, applied to one piece after the other: faster, and otherwise no different."""
+
+    @functools.wraps(function)
+    def apply(x):
+        y = np.empty(x.shape, x.dtype)
+        flat, out = x.reshape(-1), y.reshape(-1)
+        with np.errstate(over="ignore"):  # exp(-x) is infinite far below zero, where x / inf is the right answer, 0
+            for piece in pieces(flat.size, 1):
+                out[piece] = function(flat[piece])
+        return y
+
+    return apply
 
 
 # -- convolution ------------------------------------------------------------------------------------------------------
@@ -27,17 +50,21 @@ def conv2d(x, weight, bias=None, stride: int = 1, padding: Padding = (0, 0, 0, 0
     """2-D cross-correlation, as deep learning calls convolution: one of the three below, by the weight's shape.
 
     x (N, C, H, W), weight (O, C / groups, K, K), bias (O,) or None -> (N, O, H', W'), H' = (H + padding - K) // stride + 1.
-    `groups` is 1 or, for a depthwise convolution, C. Raises ValueError where shapes do not fit.
+    `groups` is 1 or, for a depthwise convolution, C: then each channel has one kernel, and O = C. Raises ValueError where
+    shapes do not fit.
     """
     channels, kernel = x.shape[1], weight.shape[2:]
     if channels != weight.shape[1] * groups:
         raise ValueError(f"the input has {channels} channels but the weight {weight.shape} expects {weight.shape[1] * groups}")
-    if groups not in (1, channels) or weight.shape[0] % groups:
+    if groups not in (1, channels):
         raise ValueError(f"groups must be 1 or the number of channels ({channels}), got {groups}")
+    if groups > 1 and weight.shape[0] != channels:
+        wanted = f"one kernel a channel, a weight of shape {(channels, 1, *kernel)}"
+        raise ValueError(f"a depthwise convolution of {channels} channels takes {wanted}, got {weight.shape}")
     x = pad2d(x, padding)
     if x.shape[2] < kernel[0] or x.shape[3] < kernel[1]:
         raise ValueError(f"the padded input {x.shape[2:]} is smaller than the kernel {kernel}: the image is too small")
-    if groups == channels == weight.shape[0]:
+    if groups == channels == weight.shape[0]:  # one channel in and out is a depthwise convolution, too
         y = depthwise_conv2d(x, weight[:, 0], stride)
     elif kernel == (1, 1):
         y = pointwise_conv2d(x[:, :, ::stride, ::stride], weight[:, :, 0, 0])
@@ -79,7 +106,7 @@ def depthwise_conv2d(x, weight, stride: int = 1) -> np.ndarray:
     kernel_h, kernel_w = weight.shape[1:]
     out_h, out_w = (x.shape[2] - kernel_h) // stride + 1, (x.shape[3] - kernel_w) // stride + 1
     y = np.zeros((*x.shape[:2], out_h, out_w), x.dtype)
-    for channels in _pieces(x.shape[1], x.shape[2] * x.shape[3]):
+    for channels in pieces(x.shape[1], x.shape[2] * x.shape[3]):
         for i in range(kernel_h):
             for j in range(kernel_w):
                 shifted = x[:, channels, i : i + stride * out_h : stride, j : j + stride * out_w : stride]
@@ -114,6 +141,11 @@ def batch_norm(x, mean, variance, weight, bias, eps: float) -> np.ndarray:
     return y
 
 
+def batch_statistics(x) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and (biased) variance of each channel over the batch and all positions: (N, C, H, W) -> (C,), (C,)."""
+    return x.mean(axis=(0, 2, 3)), x.var(axis=(0, 2, 3))
+
+
 def global_average_pool(x) -> np.ndarray:
     """The mean of each plane: (N, C, H, W) -> (N, C, 1, 1)."""
     return x.mean(axis=(2, 3), keepdims=True)
@@ -124,44 +156,36 @@ def global_max_pool(x) -> np.ndarray:
     return x.max(axis=(2, 3), keepdims=True)
 
 
+def flatten(x) -> np.ndarray:
+    """(N, C, 1, 1) -> (N, C)"""
+    return x.reshape(x.shape[:2])
+
+
 def linear(x, weight, bias=None) -> np.ndarray:
     """x (N, C), weight (O, C), bias (O,) -> (N, O)"""
     y = x @ weight.T
     return y if bias is None else y + bias
 
 
-def dropout(x, rate: float, generator: np.random.Generator) -> np.ndarray:
-    """Each number is zero with probability `rate`, and otherwise divided by 1 - rate, so that the mean stays."""
-    if rate == 0:
-        return x
-    if rate == 1:
-        return np.zeros_like(x)
-    keep = generator.random(x.shape, np.float32) >= rate
-    return x * keep / x.dtype.type(1 - rate)
+def dropout(x, keep, rate: float) -> np.ndarray:
+    """Zero where `keep` (booleans of x's shape) says no, and otherwise divided by 1 - rate, so that the mean stays."""
+    return x * keep / x.dtype.type(1 - rate) if rate < 1 else np.zeros_like(x)
+
+
+# -- two maps become one ----------------------------------------------------------------------------------------------
+
+
+def scale_channels(x, gate) -> np.ndarray:
+    """Each channel times one number, squeeze-excite's last step: x (N, C, H, W), gate (N, C, 1, 1) -> (N, C, H, W)."""
+    return x * gate
+
+
+def add(x, y) -> np.ndarray:
+    """The residual connection: two arrays of the same shape, added."""
+    return x + y
 
 
 # -- activations ------------------------------------------------------------------------------------------------------
-
-
-def _pieces(count: int, size: int) -> list[slice]:
-    """`count` things of `size` numbers each, cut into slices of things that together stay in a core's cache."""
-    step = max(1, CACHE_BLOCK // size)
-    return [slice(first, first + step) for first in range(0, count, step)]
-
-
-def in_pieces(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """The same elementwise function, applied to one cache-sized piece after the other: faster, and otherwise no different."""
-
-    @functools.wraps(function)
-    def apply(x):
-        y = np.empty(x.shape, x.dtype)
-        flat, out = x.reshape(-1), y.reshape(-1)
-        with np.errstate(over="ignore"):  # exp(-x) is infinite far below zero, where x / inf is the right answer, 0
-            for piece in _pieces(flat.size, 1):
-                out[piece] = function(flat[piece])
-        return y
-
-    return apply
 
 
 @in_pieces

@@ -28,7 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from effnet_np.module import Hook, Module, read_only
+from effnet_np.module import Hook, Module
+from effnet_np.outputs import read_only
 
 INPUT = "pixel_values"  # the entry of the network's own input
 ROOT = "output"  # the entry of a traced module that gives one array and has no name, being the outermost

@@ -23,13 +23,9 @@ from effnet_np.kernels import library, table
 from effnet_np.kernels.plan import ALIGN, Plane, Planner, Weights
 from effnet_np.kernels.pool import Pool
 from effnet_np.kernels.target import WIDTH
-from effnet_np.model import (
-    BaseModelOutput,
-    EfficientNetForImageClassification,
-    ImageClassifierOutput,
-    PreTrainedModel,
-    classification_loss,
-)
+from effnet_np.model import EfficientNetForImageClassification
+from effnet_np.outputs import BaseModelOutput, ImageClassifierOutput
+from effnet_np.pretrained import PreTrainedModel, check_pixel_values, classification_loss
 
 MOST_PLANS = 8  # image sizes whose plans are kept
 _models: weakref.WeakSet = weakref.WeakSet()
@@ -138,10 +134,10 @@ class CompiledEfficientNet:
         hidden = bool(config.output_hidden_states if output_hidden_states is None else output_hidden_states)
         images = pixel_values
         if not (type(images) is np.ndarray and images.dtype == np.float32 and images.ndim == 4 and images.flags.c_contiguous):
-            images = np.ascontiguousarray(PreTrainedModel.checked(self, images))
+            images = np.ascontiguousarray(check_pixel_values(config, images, np.float32))
         count, channels, height, width = images.shape
         if channels != config.num_channels or not images.size or not np.isfinite(images).all():
-            PreTrainedModel.checked(self, images)  # which says what is wrong
+            check_pixel_values(config, images, np.float32)  # which says what is wrong
         with self._lock:
             bound = self._bound(height, width, hidden)
             logits = np.empty((count, bound.logits.size), np.float32)
@@ -169,7 +165,7 @@ class CompiledEfficientNet:
 
     def profile(self, pixel_values, rounds: int = 30) -> list[tuple[str, float, int, int]]:
         """(kind, milliseconds, FLOP, bytes of its tensors) of each step for the first image, medians over the rounds."""
-        images = np.ascontiguousarray(PreTrainedModel.checked(self, pixel_values))[:1]
+        images = np.ascontiguousarray(check_pixel_values(self.config, pixel_values, np.float32))[:1]
         self(images)
         began, first = time.perf_counter(), None
         rows = []

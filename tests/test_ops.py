@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from effnet_np import ops
+from effnet_np.layers import Dropout
 
 from helpers import assert_same
 
@@ -150,9 +151,16 @@ def test_losses():
 
 def test_dropout_keeps_the_mean_and_the_seed():
     x = np.ones((100, 1000), np.float32)
-    dropped = ops.dropout(x, 0.3, np.random.default_rng(0))
+    layer = Dropout(0.3, np.random.default_rng(0)).train()
+    dropped = layer(x)
     assert dropped.dtype == np.float32
     assert set(np.unique(dropped)) == {0, np.float32(1) / np.float32(0.7)}
     assert abs((dropped == 0).mean() - 0.3) < 0.01
-    np.testing.assert_array_equal(dropped, ops.dropout(x, 0.3, np.random.default_rng(0)))
-    assert not ops.dropout(x, 1.0, np.random.default_rng(0)).any()
+    np.testing.assert_array_equal(dropped, Dropout(0.3, np.random.default_rng(0)).train()(x))
+    assert not Dropout(1.0, np.random.default_rng(0)).train()(x).any()
+    assert layer.eval()(x) is x
+
+
+def test_a_channel_multiplier_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match=r"depthwise convolution of 4 channels takes one kernel a channel.*\(4, 1, 3, 3\)"):
+        ops.conv2d(np.zeros((1, 4, 8, 8), np.float32), np.zeros((8, 1, 3, 3), np.float32), groups=4)
