@@ -110,13 +110,13 @@ class CompiledEfficientNet:
         key = (height, width, hidden)
         bound = self._plans.get(key)
         if bound is None:
+            self.config.check_image_size(height, width)
             plan = Planner(self.config, self._weights, height, width, hidden, not self.classifies).plan
             if self._arena.nbytes < plan.arena_bytes + ALIGN:
                 self._plans.clear()  # their tables point into the arena that goes
                 self._arena = np.zeros(plan.arena_bytes // 4 + ALIGN, np.float32)
             if self._scratch.nbytes < plan.scratch_bytes * self.threads + ALIGN:
                 self._scratch = np.zeros(plan.scratch_bytes * self.threads // 4 + ALIGN, np.float32)
-                self._scratch_address = _aligned(self._scratch)
             bound = self._plans[key] = _Bound(self, plan, self._arena)
             if len(self._plans) > MOST_PLANS:
                 self._plans.popitem(last=False)
@@ -147,7 +147,7 @@ class CompiledEfficientNet:
             address = images.ctypes.data
             for image in range(count):
                 bound.source[0] = address + image * bound.image_bytes
-                self._pool(bound.address, 0, bound.steps, self._scratch_address, bound.plan.scratch_bytes)
+                self._pool(bound.address, 0, bound.steps, _aligned(self._scratch), bound.plan.scratch_bytes)
                 logits[image] = bound.logits
                 for view, out in zip(bound.hidden, maps, strict=True):
                     _nchw(view, out[image])
