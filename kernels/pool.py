@@ -1,7 +1,8 @@
 """The pool: ordinary Python threads that spend their time inside of the program, with Python's lock released.
 
 Between two inferences a thread first goes on looking for the next run, for half a millisecond, and then sleeps until a bell
-rings (a queue), just before a run. So calls that follow each other closely find the threads awake, and a process at rest uses no CPU.
+(a queue) rings, just before a run. So calls that follow each other closely find the threads awake, and a process at rest
+uses no CPU.
 
 There is no threading layer below: nothing that aborts when two Python threads enter at once, and nothing that dies after a
 fork. A child process has only the thread that forked, so the pool starts its others again there at the next call.

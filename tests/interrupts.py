@@ -2,7 +2,7 @@
 
     python tests/interrupts.py [INTERRUPTS] [--threads 1 2 4] [--model tiny lite0]
 
-counts wrong answers; a hang ends in a timeout of whoever called. `test_interrupts.py` runs a short version in a process of its own.
+counts wrong answers; a hang ends in a timeout of whoever called. `test_interrupts.py` runs a short version of it.
 """
 
 import argparse
@@ -22,7 +22,9 @@ class Interrupt(BaseException):
 
 def network(name):
     fields = {"width_coefficient": 0.125, "hidden_dim": round_filters(1280, 0.125), "image_size": 32, "num_labels": 5}
-    config = effnet_np.EfficientNetConfig.preset("b0", **fields) if name == "tiny" else effnet_np.EfficientNetConfig.preset(name)
+    config = (
+        effnet_np.EfficientNetConfig.preset("b0", **fields) if name == "tiny" else effnet_np.EfficientNetConfig.preset(name)
+    )
     model = effnet_np.EfficientNetForImageClassification(config, seed=0)
     generator = np.random.default_rng(0)
     for key, array in model.state_dict().items():

@@ -54,7 +54,7 @@ def raise_at(step, function, *arguments):
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_an_exception_at_any_place_leaves_the_model_right(threads):
-    """Of a first call, which plans and starts the threads, and of later ones; with another image size and hidden states between."""
+    """Of a first call, which plans and starts the threads, and of later ones."""
     model = network("tiny")
     images = [np.random.default_rng(seed).standard_normal((1, 3, 32, 32)).astype(np.float32) for seed in range(2)]
     expected = [effnet_np.compile(model, 1)(image).logits for image in images]
