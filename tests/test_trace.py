@@ -225,38 +225,38 @@ def test_what_is_damaged_or_lies_is_refused(model, image, tmp_path):
         fresh()
         edit(index, " 2 5 ", " 2 6 ")
         with pytest.raises(ValueError, match="classifier"):
-            Trace.load(folder)
+            dict(Trace.load(folder))
         fresh()
         file.unlink()
         with pytest.raises(ValueError, match=f"classifier.{format} is not there"):
-            Trace.load(folder)
+            dict(Trace.load(folder))
         fresh()
         file.write_bytes(file.read_bytes()[:-9])
         with pytest.raises(ValueError, match="classifier"):
-            Trace.load(folder)
+            dict(Trace.load(folder))
         fresh()
         shutil.copy(file, tmp_path / f"outside.{format}")
         edit(index, f"output/classifier.{format}", f"../outside.{format}")
         with pytest.raises(ValueError, match="lies outside the folder"):
-            Trace.load(folder)
+            dict(Trace.load(folder))
         fresh()
         file.unlink()
         file.symlink_to(tmp_path / f"outside.{format}")
         with pytest.raises(ValueError, match="lies outside the folder"):
-            Trace.load(folder)
+            dict(Trace.load(folder))
         fresh()
         edit(index, " 2 2 5 ", f" 2 {10**12} {10**12} ")
         with pytest.raises(ValueError, match="classifier"):
-            Trace.load(folder)
+            dict(Trace.load(folder))
         for old, new in (("float32", "object"), ("output c", "virus c"), (" 2 2 5 ", " 3 2 5 "), (" 2 2 5 ", " 2 -2 5 ")):
             fresh()
             edit(index, old, new)
             with pytest.raises(ValueError, match="line 2 of the index"):
-                Trace.load(folder)
+                dict(Trace.load(folder))
         fresh()
         edit(index, "# effnet_np trace 1", "# something else")
         with pytest.raises(ValueError, match="must begin with '# effnet_np trace 1'"):
-            Trace.load(folder)
+            dict(Trace.load(folder))
 
 
 def test_what_is_no_trace_is_refused(model, tmp_path):
