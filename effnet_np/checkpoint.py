@@ -570,7 +570,10 @@ def save_arrays_h5(
         at_once.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         for place, (shape, dtype) in arrays.items():
             group = file.require_group(place.rpartition("/")[0] or "/")
-            space, kind = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR), h5py.h5t.py_create(dtype)
+            space, kind = (
+                h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR),
+                h5py.h5t.py_create(dtype),
+            )
             dataset = h5py.h5d.create(group.id, place.rpartition("/")[2].encode(), kind, space, dcpl=at_once)
             places[place] = dataset.get_offset()  # None where there are no numbers
         file.attrs["format_version"] = FORMAT_VERSION

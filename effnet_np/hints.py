@@ -238,7 +238,9 @@ def _convolution(case: Case) -> Iterator[Mistake]:
             "convolution: the kernel is flipped (true convolution; deep learning's is cross-correlation)",
             lambda: run(weight[:, :, ::-1, ::-1], right),
         )
-        yield Mistake("convolution: the kernel's height and width are exchanged", lambda: run(weight.transpose(0, 1, 3, 2), right))
+        yield Mistake(
+            "convolution: the kernel's height and width are exchanged", lambda: run(weight.transpose(0, 1, 3, 2), right)
+        )
     if groups == 1:
         o, c = weight.shape[:2]
         hwio = "convolution: the weight was read in another order of axes (HWIO as TensorFlow has it, taken for OIHW)"
@@ -328,7 +330,9 @@ def _residual(case: Case) -> Iterator[Mistake]:
     yield Mistake("residual: the block's input is not added", lambda: case.theirs - x)
     yield Mistake("residual: the block's input is added once more than in the reference", lambda: case.theirs + x)
     for name in ("relu", "swish"):
-        sentence = f"activation: ours applies {name} after the projection, before the block's input is added; the reference none"
+        sentence = (
+            f"activation: ours applies {name} after the projection, before the block's input is added; the reference none"
+        )
         yield Mistake(sentence, lambda name=name: ACTIVATIONS[name](case.theirs - x) + x)
 
 

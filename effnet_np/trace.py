@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from effnet_np import ops
-from effnet_np.layers import Activation, BatchNorm2d, Conv2d, Dropout, GlobalPool, Linear, ZeroPad2d
+from effnet_np.layers import Activation, BatchNorm2d, Conv2d, Dropout, GlobalPool, Linear, ZeroPad2d, activation_name
 from effnet_np.model import EfficientNetFinalBlockLayer, EfficientNetSqueezeExciteLayer
 from effnet_np.module import Hook, Module
 from effnet_np.outputs import read_only
@@ -305,15 +305,6 @@ def describe(name: str, module: Module) -> Layer:
         return Layer(name, "add")
     kinds = {Linear: "linear", Dropout: "dropout", EfficientNetSqueezeExciteLayer: "scale_channels"}
     return Layer(name, kinds.get(type(module), "module"))
-
-
-def activation_name(function: str | Callable) -> str:
-    """The name of an activation: its key in `ops.ACTIVATIONS`, "sigmoid", or what a function of somebody else is called."""
-    if isinstance(function, str):
-        return function
-    known = {**ops.ACTIVATIONS, "sigmoid": ops.sigmoid}
-    named = next((name for name, other in known.items() if other is function), None)
-    return named or re.sub(r"\W", "_", getattr(function, "__name__", "function"))
 
 
 def enliven(model: Module, seed: int = 0) -> None:

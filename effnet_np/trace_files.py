@@ -176,7 +176,9 @@ class StoredTrace:
             with self._lock:
                 array = self._arrays.read(entry)
         except (OSError, MemoryError, OverflowError) as error:
-            raise ValueError(f"{path}: {printable(entry.name)} cannot be read: {printable(error) or type(error).__name__}") from error
+            raise ValueError(
+                f"{path}: {printable(entry.name)} cannot be read: {printable(error) or type(error).__name__}"
+            ) from error
         if array.shape != entry.shape or array.dtype.name != entry.dtype:
             found, expected = f"{array.dtype} {array.shape}", f"{entry.dtype} {entry.shape}"
             raise ValueError(f"{path}: {printable(entry.place)} is {found}, but its index says {expected}")
