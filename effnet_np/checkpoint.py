@@ -559,7 +559,7 @@ def save_arrays_h5(
 ) -> None:
     """Write arrays, {"group/name": (shape, dtype)}, `read` giving one's numbers; their index is the root's attribute `index`.
 
-    libhdf5 crashes where a disk is full. So it lays the file out in memory, without the numbers, and we write them where it says.
+    libhdf5 crashes where a disk is full. So it lays the file out in memory, without the numbers, and we write all to the disk.
     """
     import h5py
 
@@ -570,11 +570,9 @@ def save_arrays_h5(
         at_once.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         for place, (shape, dtype) in arrays.items():
             group = file.require_group(place.rpartition("/")[0] or "/")
-            space, kind = (
-                h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR),
-                h5py.h5t.py_create(dtype),
-            )
-            dataset = h5py.h5d.create(group.id, place.rpartition("/")[2].encode(), kind, space, dcpl=at_once)
+            space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
+            name, kind = place.rpartition("/")[2].encode(), h5py.h5t.py_create(dtype)
+            dataset = h5py.h5d.create(group.id, name, kind, space, dcpl=at_once)
             places[place] = dataset.get_offset()  # None where there are no numbers
         file.attrs["format_version"] = FORMAT_VERSION
         file.attrs["effnet_np_version"] = __version__

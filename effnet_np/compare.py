@@ -41,11 +41,12 @@ def compare(
     """Compare ours with the reference, theirs, layer by layer -> Comparison.
 
     Each of the two: a `Trace`, a path that `Trace.load` reads, a model of effnet_np, or a torch model. A model is run on
-    `pixel_values` (N, C, H, W), or on the other side's recorded input where that is None; and once more, where a layer is wrong,
-    for the input and weights of that layer. `layers`: a glob or several. "pixel_values" is compared where both sides have it: it is
-    what a network is given. forced: give each layer the reference's own input, so that an error shows only in the layer that makes
-    it; `ours` must then be a model of effnet_np, and the reference live or recorded with inputs. tolerance: the largest error that
-    is OK, relative to the reference's largest number; None means 1e-4, or 1e-5 if forced. Raises TypeError, ValueError.
+    `pixel_values` (N, C, H, W), or on the other side's recorded input where that is None; and, where a layer is wrong, once
+    more for that layer's input and weights. `layers`: a glob or several; "pixel_values", which is what a network is given, is
+    compared if both sides have it. forced: give each layer the reference's own input, so that an error shows only in the layer
+    that makes it; `ours` must then be a model of effnet_np, and the reference live or recorded with inputs. tolerance: the
+    largest error that is OK, relative to the reference's largest number; None means 1e-4, or 1e-5 if forced. Raises TypeError,
+    ValueError.
     """
     tolerance = (FORCED_TOLERANCE if forced else TOLERANCE) if tolerance is None else tolerance
     if not 0 < tolerance < math.inf:
@@ -197,8 +198,8 @@ def _recorded(
 def _inputs_and_weights(name: str, theirs: Any, ours: Any, pixel_values: Any) -> tuple[tuple, dict[str, np.ndarray]]:
     """The first wrong layer's: the reference's if it has them, else ours, which were right until there.
 
-    A live model runs once more for them, recording this layer alone: to keep all inputs of a run, in case one layer is wrong, would
-    double the memory of every comparison.
+    A live model runs once more for them, and this layer alone is recorded: to keep all inputs of a run, in case one layer is
+    wrong, would double the memory of every comparison.
     """
     inputs: tuple[np.ndarray, ...] = ()
     weights: Mapping[str, np.ndarray] = {}

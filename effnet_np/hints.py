@@ -2,9 +2,9 @@
 
 Only the first wrong layer is looked at: everything before it was right, so its input and weights are the reference's.
 `mistakes(case)` is the table: sentences, each with the function that makes the mistake. Several mistakes may give the same
-numbers; then all of them are said. Of a family (all values of eps, all paddings) only the closest is. Where none fits, a guess may:
-a pattern in the outputs alone, which could have other reasons. Of those the first is said, as they are ordered by how telling they
-are. Letters as in ops.py: N batch, C channels, H and W height and width, K kernel size.
+numbers; then all of them are said. Of a family (all values of eps, all paddings) only the closest is. Where none fits, a guess
+may: a pattern in the outputs alone, which could have other reasons. Only the first that fits is said, the most telling one.
+Letters as in ops.py: N batch, C channels, H and W height and width, K kernel size.
 """
 
 from __future__ import annotations
@@ -311,7 +311,7 @@ def _activation(case: Case) -> Iterator[Mistake]:
 
 
 def _gate(case: Case) -> Iterator[Mistake]:
-    if case.weights or len(case.inputs) != 1 or case.theirs.ndim != 4 or not case.inputs[0].shape == case.theirs.shape:
+    if case.weights or len(case.inputs) != 1 or case.theirs.ndim != 4 or case.inputs[0].shape != case.theirs.shape:
         return
     x = case.inputs[0]
     squares = np.square(x).sum((2, 3), keepdims=True)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from fnmatch import fnmatchcase
@@ -91,7 +90,8 @@ class Trace(Mapping[str, np.ndarray]):
 
     def record(self, name: str, module: Any, inputs: tuple, output: Any, convert: Callable = read_only) -> None:
         """What a forward hook calls. `convert` makes an array, a tuple or a mapping of arrays of what a module took or gave."""
-        assert isinstance(self._outputs, dict) and isinstance(self.inputs, dict)
+        assert isinstance(self._outputs, dict)
+        assert isinstance(self.inputs, dict)
         if not any(self.wants(entry) for entry in _possible_entries(name)):
             return
         recorded = dict(flatten(name, convert(output)))
@@ -175,7 +175,8 @@ class Trace(Mapping[str, np.ndarray]):
             return {}
         rows = list(self.settings.values())
         header = f"# effnet_np layers 1: {' '.join(field.name for field in fields(Layer))}"
-        documents = {"layers.txt": "\n".join([header, *map(str, rows)]) + "\n"}
+        notes = [f"# {line.strip()}".rstrip() for line in (Layer.__doc__ or "").splitlines()]
+        documents = {"layers.txt": "\n".join([header, *notes, *map(str, rows)]) + "\n"}
         config, processor = getattr(self.model, "config", None), getattr(self.model, "image_processor", None)
         described = config.to_dict() if config is not None and isinstance(config.hidden_act, str) else {}
         documents["config.json"] = json.dumps(described | {"layers": [asdict(row) for row in rows]}, indent=1) + "\n"
@@ -198,7 +199,7 @@ class Trace(Mapping[str, np.ndarray]):
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Trace:
-        """Open what `save` wrote (or another program in that form); arrays are read when they are asked for, in NCHW, each time.
+        """Open what `save` wrote (or another program in that form); an array is read, in NCHW, each time that it is asked for.
 
         A folder of `.npy` files or an `.npz` without an index is read as well, each array an output of its name, in no order.
         Raises FileNotFoundError, or ValueError for what is no trace, is damaged, or does not agree with its index: here where
@@ -267,11 +268,12 @@ def _close(name: str, names: Any) -> str:
 class Layer:
     """What a layer does, beside its weights: a line of layers.txt, in the order of these fields.
 
-    kind: "conv" (a cross-correlation; `groups` is 1 or, for a depthwise one, the number of channels), "batch_norm", "linear",
-    "pad" (zeros), "activation", "mean_pool" and "max_pool" (over each plane), "dropout" (nothing, in inference);
-    "scale_channels": input .0 times the output of `act_expand`; "add": the output of `project_bn` plus input .0, the block's;
-    "module": nothing of its own, the output is that of the last layer in it. A projection's inputs are the block's own (.0)
-    and what the layer before gave (.1); all other layers have one, .0. What a kind has no use for is 0, or "-".
+    kind: "conv" (a cross-correlation; `groups` is 1 or, for a depthwise one, the number of channels; then the bias, if there is
+    one), "batch_norm" ((x - running_mean) / sqrt(running_var + eps) * weight + bias), "linear", "pad" (zeros), "activation",
+    "mean_pool" and "max_pool" (over each plane), "dropout" (nothing, in inference); "scale_channels": input .0 times the output
+    of `act_expand` in it; "add": the output of `project_bn` in it plus input .0; "module": nothing of its own, it gives what
+    the last layer in it gives. A projection has two inputs, what the block was given (.0) and what the layer before it gave (.1);
+    all other layers have one (.0). What a kind has no use for is 0, or "-".
     """
 
     name: str
@@ -285,7 +287,7 @@ class Layer:
     activation: str = "-"
 
     def __str__(self) -> str:
-        return " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in astuple(self))
+        return " ".join(map(str, astuple(self)))
 
 
 def describe(name: str, module: Module) -> Layer:

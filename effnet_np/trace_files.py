@@ -6,8 +6,8 @@ An index has a line for each array, made for `fscanf`:
     output classifier float32 NC 2 1 1000 output/classifier.bin
 
 kind is output, input or weight; layout NCHW, NHWC, NC, OIHW, OI, O or -; then the number of dimensions, the dimensions, and
-where the numbers lie. Numbers are little-endian and in C order. Whole numbers q with a scale mean (q - Z) * S, Z being 0 where it
-is not given. In a folder the index is `index.txt`.
+where the numbers lie. Numbers are little-endian and in C order. Whole numbers q with a scale mean (q - Z) * S; Z is 0 where it is
+not given. In a folder the index is `index.txt`.
 
 A trace may come from a stranger. An index's claims are held against the files when it is opened; numbers are read when they are
 asked for, one array at a time.
@@ -45,7 +45,7 @@ H5_DTYPES = ("float16", "float32", "float64", "int64")
 INDEX_HEADER = "# effnet_np trace 1"
 INDEX_FIELDS = "kind name dtype layout dimensions shape file"
 
-# What a trace needs, several times over. B7 with inputs and weights has 3,458 arrays, an index of 0.6 MB, at most 69 MB an array.
+# What a trace needs, several times over: of B7 with inputs and weights, see test_the_limits_leave_room_for_b7.
 MAX_INDEX = 2 << 20  # bytes; also of a zip's list of entries
 MAX_ARRAYS = 10_000
 MAX_ARRAY = 2 << 30  # bytes
