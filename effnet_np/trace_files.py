@@ -6,8 +6,8 @@ An index has a line for each array, made for `fscanf`:
     output classifier float32 NC 2 1 1000 output/classifier.bin
 
 kind is output, input or weight; layout NCHW, NHWC, NC, OIHW, OI, O or -; then the number of dimensions, the dimensions, and
-where the numbers lie. Numbers are little-endian and in C order. Whole numbers q with a scale mean (q - Z) * S; Z is 0 where it is
-not given. In a folder the index is `index.txt`.
+where the numbers lie. Numbers are little-endian and in C order. Whole numbers q with a scale mean (q - Z) * S, with Z = 0 unless
+it is given. In a folder the index is `index.txt`.
 
 A trace may come from a stranger. An index's claims are held against the files when it is opened; numbers are read when they are
 asked for, one array at a time.
@@ -89,7 +89,7 @@ def parse_index(text: str, path: Path) -> list[Entry]:
         try:
             entries.append(_parse_line(line.split()))
         except ValueError as error:
-            raise ValueError(f"line {number} of the index of {path}: {error}; got {printable(line[:100])!r}") from None
+            raise ValueError(f"line {number} of the index of {path}: {error}; got '{printable(line[:100])}'") from None
         if len(entries) > MAX_ARRAYS:
             raise ValueError(f"the index of {path} names more than {MAX_ARRAYS} arrays")
     return entries
@@ -218,8 +218,8 @@ def open_regular(path: Path, folder: Path | None = None) -> BinaryIO:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except OSError as error:
-        raise ValueError(f"{printable(path)} is not there, or cannot be opened: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # the second: a name with a zero byte
+        raise ValueError(f"{printable(path)} is not there, or cannot be opened: {printable(error)}") from None
     file = open(descriptor, "rb")  # noqa: SIM115 - the caller closes it
     try:
         status = os.fstat(descriptor)

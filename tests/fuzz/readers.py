@@ -10,7 +10,6 @@ from effnet_np.config_checks import MAX_WEIGHTS, num_weights
 from effnet_np.image_io import load_image
 from effnet_np.image_processor import EfficientNetImageProcessor
 from effnet_np.torch_file import TorchFile
-
 from tests.fuzz import traces
 
 MAX_PIXELS = 1_000_000

@@ -12,10 +12,11 @@ import numpy as np
 import effnet_np
 from effnet_np import Trace
 
-WORDS = ["output", "input", "weight", "float32", "float64", "int8", "uint8", "NHWC", "NCHW", "OIHW", "-", "scale=0.5", "scale=nan"]
-WORDS += ["scale=1e999", "zero_point=3", "zero_point=x", "0", "1", "2", "4", "8", "12", "99999999999", "-1", "../x.bin", "index.txt"]
-WORDS += ["a.0", "a.5", "\x1b[31m", "layer\u202e", "x" * 600, "output/expansion.expand_conv.bin"]
-HEADERS = [b"'<f4'", b"'>f4'", b"'|O'", b"'<i8'", b"'|i1'", b"True", b"False", b"(1, 2)", b"()", b"(0, 9)", b"(99999999999,)", b"{{{{"]
+WORDS = ["output", "input", "weight", "float32", "float64", "int8", "uint8", "NHWC", "NCHW", "OIHW", "-", "scale=0.5"]
+WORDS += ["scale=nan", "scale=1e999", "zero_point=3", "zero_point=x", "0", "1", "2", "4", "8", "12", "99999999999", "-1"]
+WORDS += ["../x.bin", "index.txt", "a.0", "a.5", "\x1b[31m", "layer\u202e", "x" * 600, "output/expansion.expand_conv.bin"]
+HEADERS = [b"'<f4'", b"'>f4'", b"'|O'", b"'<i8'", b"'|i1'", b"True", b"False", b"(1, 2)", b"()", b"(0, 9)", b"{{{{"]
+HEADERS += [b"(99999999999,)"]
 _golden: Trace | None = None
 
 
