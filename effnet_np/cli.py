@@ -325,6 +325,8 @@ def _trace(options: argparse.Namespace) -> int:
 
     if options.input is not None and options.image is not None:
         raise ValueError("give a picture or --input FILE.npy, not both")
+    if options.input is options.image is options.random is None:
+        raise ValueError("give a picture, --input FILE.npy, or --random SEED")
     model = _traced_model(options)
     pixel_values = _traced_input(options, model)
     with Trace(model, options.layers or "*", inputs=options.inputs, weights=options.weights) as trace:
@@ -365,8 +367,6 @@ def _traced_input(options: argparse.Namespace, model: Any) -> Any:
         return preprocess(model, options.image, options.max_pixels)[None]
     if options.input is not None:
         return load_npy(options.input)
-    if options.random is None:
-        raise ValueError("give a picture, --input FILE.npy, or --random SEED")
     size = model.config.image_size
     return np.random.default_rng(options.random).standard_normal((1, model.config.num_channels, size, size), np.float32)
 

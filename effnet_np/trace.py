@@ -271,8 +271,8 @@ class Layer:
     kind: "conv" (a cross-correlation; `groups` is 1 or, for a depthwise one, the number of channels; then the bias, if there is
     one), "batch_norm" ((x - running_mean) / sqrt(running_var + eps) * weight + bias), "linear", "pad" (zeros), "activation",
     "mean_pool" and "max_pool" (over each plane), "dropout" (nothing, in inference); "scale_channels": input .0 times the output
-    of `act_expand` in it; "add": the output of `project_bn` in it plus input .0; "module": nothing of its own, it gives what the
-    last layer in it gives. A projection has two inputs, what the block was given (.0) and what the layer before it gave (.1);
+    of `act_expand` in it; "add": the output of `project_bn` in it plus input .0; "module": nothing of its own, it ends with
+    its last layer. A projection has two inputs, what the block was given (.0) and what the layer before it gave (.1);
     all other layers have one (.0). What a kind has no use for is 0, or "-".
     """
 

@@ -6,8 +6,8 @@ An index has a line for each array, made for `fscanf`:
     output classifier float32 NC 2 1 1000 output/classifier.bin
 
 kind is output, input or weight; layout NCHW, NHWC, NC, OIHW, OI, O or -; then the number of dimensions, the dimensions, and
-where the numbers lie. Numbers are little-endian and in C order. Whole numbers q with a scale mean (q - Z) * S, with Z = 0 unless
-it is given. In a folder the index is `index.txt`.
+where the numbers lie. Numbers are little-endian and in C order. Whole numbers q with a scale mean (q - Z) * S, and Z is 0
+where it is not given. In a folder the index is `index.txt`.
 
 A trace may come from a stranger. An index's claims are held against the files when it is opened; numbers are read when they are
 asked for, one array at a time.
@@ -276,7 +276,7 @@ def read_npy_header(file: Any, what: str) -> NpyHeader:
     head = file.read(12)
     length = {1: 2, 2: 4, 3: 4}.get(head[6] if len(head) == 12 else 0, 0)
     size = int.from_bytes(head[8 : 8 + length], "little")
-    if not head.startswith(b"\x93NUMPY") or not length or size > MAX_NPY_HEADER:
+    if not head.startswith(b"\x93NUMPY") or not length or not 12 < size <= MAX_NPY_HEADER:
         raise ValueError(f"{what} is not a readable .npy file")
     text = (head[8 + length :] + file.read(8 + length + size - 12))[:size].decode("latin1")
     kind = re.search(r"""['"]descr['"]\s*:\s*['"]([<>|=]?)(\w{2,3})['"]""", text)
@@ -550,10 +550,10 @@ def save_trace(
 
 
 def _write_file(file: Path, array: np.ndarray) -> None:
-    if file.suffix == ".npy":
-        np.save(file, array)
-    elif file.suffix == ".bin":
-        with open(file, "wb") as raw:  # not tofile, whose error says nothing of the cause
+    if file.suffix in (".npy", ".bin"):
+        with open(file, "wb") as raw:  # not by np.save, whose error says nothing of the cause
+            if file.suffix == ".npy":
+                np.lib.format.write_array_header_1_0(raw, np.lib.format.header_data_from_array_1_0(array))
             raw.write(array.reshape(-1).view(np.uint8).data)
     else:  # one row of the last axis a line; nine digits give every float32 back, seventeen every float64
         digits = "%d" if array.dtype.kind in "iu" else "%.17g" if array.dtype.itemsize == 8 else "%.9g"
