@@ -283,14 +283,21 @@ def _linear(case: Case) -> Iterator[Mistake]:
     yield Mistake(f"{swapped}, (O, C) for (C, O)", lambda: ops.linear(x, weight.T.reshape(o, c), bias), "matrix")
 
 
+def _activation_of(case: Case) -> str | None:
+    """The activation that the reference applies in this layer, None if it is no activation."""
+    if case.weights or len(case.inputs) != 1 or case.inputs[0].shape != case.theirs.shape:
+        return None
+    step = case.theirs.size // SAMPLE + 1
+    x, theirs = case.inputs[0].reshape(-1)[::step], case.theirs.reshape(-1)[::step]
+    return next((name for name, f in ACTIVATIONS.items() if distance(theirs, f(x), case.theirs) <= case.tolerance), None)
+
+
 def _activation(case: Case) -> Iterator[Mistake]:
-    if case.weights or len(case.inputs) != 1 or not case.inputs[0].shape == case.ours.shape == case.theirs.shape:
+    reference = _activation_of(case)
+    if reference is None or not case.same_shape:
         return
     step = case.theirs.size // SAMPLE + 1  # elementwise: a part of it tells, and is exchanged in a copy of ours
     x, theirs = case.inputs[0].reshape(-1)[::step], case.theirs.reshape(-1)[::step]
-    reference = next((name for name, f in ACTIVATIONS.items() if distance(theirs, f(x), case.theirs) <= case.tolerance), None)
-    if reference is None:
-        return
 
     def whole(part: np.ndarray) -> np.ndarray:
         """The part among the other numbers of ours."""
@@ -338,8 +345,8 @@ def _residual(case: Case) -> Iterator[Mistake]:
 
 def _activation_after(case: Case) -> Iterator[Mistake]:
     """What a port fuses with the layer before it."""
-    if not case.same_shape or (len(case.inputs) == 1 and not case.weights):
-        return  # an activation itself, which has mistakes of its own
+    if not case.same_shape or _activation_of(case) is not None:
+        return  # an activation itself has mistakes of its own
     step = case.theirs.size // SAMPLE + 1
     theirs = case.theirs.reshape(-1)[::step]
     alike: dict[bytes, list[str]] = {}

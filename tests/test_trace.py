@@ -518,7 +518,7 @@ def test_big_endian_and_fortran_order_of_other_programs(tmp_path):
 
 
 def test_the_limits_leave_room_for_b7(tmp_path):
-    """All its arrays, inputs and weights included; at a fraction of its width, as limits count arrays and bytes of the index."""
+    """All its arrays, inputs and weights included; at a fraction of its width, as limits count arrays."""
     config = effnet_np.EfficientNetConfig.preset("b7", width_coefficient=0.1, hidden_dim=128)
     model = effnet_np.EfficientNetForImageClassification(config, initialize=False)
     with Trace(model, inputs=True, weights=True) as trace:
