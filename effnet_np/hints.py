@@ -146,13 +146,16 @@ def mistakes(case: Case) -> Iterator[Mistake]:
 def _axes(case: Case) -> Iterator[Mistake]:
     ours, theirs = case.ours, case.theirs
     if ours.ndim == theirs.ndim and 1 < ours.ndim <= MAX_AXES:
-        said = {(0, 3, 1, 2): "ours is channels last (NHWC)", (0, 1, 3, 2): "ours has height and width exchanged"}
+        said: dict[tuple[int, ...], str] = {
+            (0, 3, 1, 2): "ours is channels last (NHWC)",
+            (0, 1, 3, 2): "ours has height and width exchanged",
+        }
         for order in permutations(range(ours.ndim)):
             back = tuple(np.argsort(order))
             if list(order) != sorted(order) and tuple(ours.shape[axis] for axis in order) == theirs.shape:
                 what = said.get(order, "the axes of ours are in another order")
                 sentence = f"transposed layout: {what}; ours.transpose{order} is the reference"
-                yield Mistake(sentence, lambda back=back: theirs.transpose(back), "axes")
+                yield Mistake(sentence, partial(theirs.transpose, back), "axes")
     if theirs.ndim == 4 and case.same_shape:
         n, c, h, w = theirs.shape
         yield Mistake(
@@ -184,18 +187,18 @@ def _batch_norm(case: Case) -> Iterator[Mistake]:
         if eps != reference:
             what = "too large" if eps > reference else "missing" if eps < 1e-7 else "too small"
             sentence = f"batch-norm eps {what}: ours is this layer computed with eps {eps:g}, the reference has {reference:g}"
-            yield Mistake(sentence, lambda eps=eps: run(eps), "eps")
+            yield Mistake(sentence, partial(run, eps), "eps")
     m, v, g, b = (array.reshape(-1, 1, 1) for array in (mean, variance, weight, bias))
-    eps = np.float32(reference)
-    deviation = np.sqrt(v + eps)
+    right = np.float32(reference)
+    deviation = np.sqrt(v + right)
     wrong: dict[str, Callable[[], np.ndarray]] = {
-        "the variance is used where its square root, the deviation, should be": lambda: (x - m) / (v + eps) * g + b,
+        "the variance is used where its square root, the deviation, should be": lambda: (x - m) / (v + right) * g + b,
         "weight and bias are left out": lambda: (x - m) / deviation,
         "the bias is left out": lambda: (x - m) / deviation * g,
         "the running mean is not subtracted": lambda: x / deviation * g + b,
         "the layer is left out": lambda: x,
         "the batch's own statistics are used (training mode)": lambda: (
-            (x - x.mean((0, 2, 3), keepdims=True)) / np.sqrt(x.var((0, 2, 3), keepdims=True) + eps) * g + b
+            (x - x.mean((0, 2, 3), keepdims=True)) / np.sqrt(x.var((0, 2, 3), keepdims=True) + right) * g + b
         ),
     }
     for what, make in wrong.items():
@@ -217,7 +220,8 @@ def _convolution(case: Case) -> Iterator[Mistake]:
 
     def fitting(shape: tuple[int, ...]) -> list[tuple[int, int]]:
         """The paddings that give a map of this shape, the smallest first."""
-        pairs = sorted(product(range(-2, kernel + 1), repeat=2), key=lambda pair: abs(pair[0]) + abs(pair[1]))
+        sides = range(-2, kernel + 1)
+        pairs = sorted(((a, b) for a in sides for b in sides), key=lambda pair: abs(pair[0]) + abs(pair[1]))
         cut = min(x.shape[2:])
         return [
             pair
@@ -257,7 +261,7 @@ def _convolution(case: Case) -> Iterator[Mistake]:
                 shifted = "padding shifted by one" if abs(pair[0] - right[0]) == 1 else "padding"
                 pads = f"ours pads the input by {pair} (top and left, bottom and right), the reference by {right}"
                 sentence = f"{shifted}: {pads}; a negative number cuts away"
-                yield Mistake(sentence, lambda pair=pair: run(weight, pair), "padding")
+                yield Mistake(sentence, partial(run, weight, pair), "padding")
     block = case.name.removesuffix(".projection.project_conv")
     if block != case.name:  # whose input the gate has scaled
         bare, gated = f"{block}.depthwise_conv", f"{block}.squeeze_excite"
@@ -314,7 +318,7 @@ def _activation(case: Case) -> Iterator[Mistake]:
     for names in alike.values():
         if reference not in names:
             sentence = f"activation: ours applies {' or '.join(names)}, the reference {reference}"
-            yield Mistake(sentence, lambda name=names[0]: whole(ACTIVATIONS[name](x)), "activation")
+            yield Mistake(sentence, partial(lambda name: whole(ACTIVATIONS[name](x)), names[0]), "activation")
 
 
 def _gate(case: Case) -> Iterator[Mistake]:
@@ -340,7 +344,7 @@ def _residual(case: Case) -> Iterator[Mistake]:
         sentence = (
             f"activation: ours applies {name} after the projection, before the block's input is added; the reference none"
         )
-        yield Mistake(sentence, lambda name=name: ACTIVATIONS[name](case.theirs - x) + x)
+        yield Mistake(sentence, partial(lambda name: ACTIVATIONS[name](case.theirs - x) + x, name))
 
 
 def _activation_after(case: Case) -> Iterator[Mistake]:
@@ -354,7 +358,7 @@ def _activation_after(case: Case) -> Iterator[Mistake]:
         alike.setdefault(ACTIVATIONS[name](theirs).tobytes(), []).append(name)
     for names in alike.values():
         sentence = f"activation: ours applies {' or '.join(names)} after this layer, where the reference has none"
-        yield Mistake(sentence, lambda name=names[0]: ACTIVATIONS[name](case.theirs), "activation after")
+        yield Mistake(sentence, partial(lambda name: ACTIVATIONS[name](case.theirs), names[0]), "activation after")
 
 
 KINDS = (_axes, _batch_norm, _convolution, _linear, _activation, _gate, _residual, _activation_after)

@@ -109,8 +109,8 @@ def _rows(config: EfficientNetConfig, height: int, width: int, backbone: bool) -
         shape, counts = (layer.out_channels, layer.height, layer.width), (layer.parameters, layer.mult_adds)
         if layer.kind == "conv":
             kind = f"Conv2d {layer.kernel_size}x{layer.kernel_size}" + (" depthwise" if layer.groups > 1 else "")
-            settings = {"stride": layer.stride, "padding": layer.padding, "groups": layer.groups}
-            rows.append(Row(layer.name, kind, shape, *counts, **settings, activation=_activation(layer.name, config)))
+            row = Row(layer.name, kind, shape, *counts, activation=_activation(layer.name, config))
+            rows.append(replace(row, stride=layer.stride, padding=layer.padding, groups=layer.groups))
         elif layer.kind == "norm":
             activation = _activation(layer.name, config)
             rows.append(Row(layer.name, "BatchNorm2d", shape, *counts, eps=config.batch_norm_eps, activation=activation))

@@ -42,7 +42,7 @@ def test_rows_are_the_layers_of_the_model_with_their_real_shapes():
 
 
 def test_settings_are_those_of_the_layers_that_run():
-    """Stride, padding (that of the layer before a stride of 2 included), groups, eps, and the activation that comes next."""
+    """Stride, padding (that of the layer before a stride of 2 included), groups, eps, and the activation that follows."""
     for name, options in (("b0", {}), ("lite0", {}), ("b2", {"width_coefficient": 0.25, "hidden_dim": 320})):
         config = effnet_np.EfficientNetConfig.preset(name, num_labels=5, **options)
         model = effnet_np.EfficientNetForImageClassification(config, initialize=False)
@@ -58,7 +58,8 @@ def test_settings_are_those_of_the_layers_that_run():
             seen.add(layer.name)
             if layer.kind == "conv":
                 pad = before if before is not None and before.kind == "pad" else layer
-                expected = (layer.stride, (pad.pad_before, pad.pad_after), layer.groups, f"Conv2d {layer.kernel}x{layer.kernel}")
+                kind = f"Conv2d {layer.kernel}x{layer.kernel}"
+                expected = (layer.stride, (pad.pad_before, pad.pad_after), layer.groups, kind)
                 assert (row.stride, row.padding, row.groups, row.layer.removesuffix(" depthwise")) == expected, layer
             assert row.eps == layer.eps, layer
             following = after.activation if after is not None and after.kind == "activation" else ""
