@@ -42,6 +42,7 @@ class Module:
         self._children: dict[str, Module] = {}
         self._parameters: list[str] = []  # names of attributes that hold arrays which training would change
         self._buffers: list[str] = []  # names of attributes that hold arrays which it would not
+        self._forward_pre_hooks: list[Hook] = []
         self._forward_hooks: list[Hook] = []
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -63,6 +64,8 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} does not define forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for hook in list(self._forward_pre_hooks):
+            hook.function(self, read_only(args), {key: read_only(value) for key, value in kwargs.items()})
         output = self.forward(*args, **kwargs)
         for hook in list(self._forward_hooks):
             hook.function(self, read_only(args), read_only(output))
@@ -74,6 +77,10 @@ class Module:
         It sees read-only views of all arrays, and what it returns is ignored.
         """
         return Hook(self._forward_hooks, function)
+
+    def register_forward_pre_hook(self, function: Callable[[Module, tuple, dict], None]) -> Hook:
+        """Call function(module, args, kwargs) before each forward: PyTorch's hook of this name, with `with_kwargs=True`."""
+        return Hook(self._forward_pre_hooks, function)
 
     def train(self, mode: bool = True) -> Module:
         """Training mode for this module and all below it: batch statistics in BatchNorm2d, and dropout."""
