@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import threading
 import warnings
 import weakref
@@ -236,7 +238,8 @@ def preprocess(model: EfficientNetForImageClassification, image: Any, max_pixels
 def load_pixels(model: EfficientNetForImageClassification, image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """One picture of any accepted kind -> uint8 (H, W, C), of as many channels as the model takes."""
     if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
-        hint = f"download it first, or pipe it: curl -L {image} | effnet-np classify -; in Python pass urlopen(address)"
+        pipe = f"curl -L {shlex.quote(image)} | effnet-np classify -"
+        hint = f"download it first, or pipe it: {pipe}; in Python, pass what urllib.request.urlopen gives"
         raise ValueError(f"{image} is an address, and effnet_np fetches no pictures: {hint}")
     return load_image(image, model.config.num_channels, max_pixels)
 
@@ -287,6 +290,7 @@ def find_class(config: Any, name: Any) -> int:
     if found:
         raise ValueError(f"{len(found)} classes are called {text!r}; give the index: {_listed(labels, found)}")
     close = [index for index, label in labels.items() if wanted in label.casefold()]
+    close.sort(key=lambda index: wanted not in re.split(r"\W+", labels[index].casefold()))  # whole words first
     if not close:
         spellings = {synonym: index for index, label in labels.items() for synonym in _synonyms(label)}
         close = list(dict.fromkeys(spellings[match] for match in get_close_matches(wanted, spellings, 5)))
