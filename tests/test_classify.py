@@ -311,17 +311,18 @@ def test_threads():
 
 
 def test_an_image_processor_of_ones_own(tmp_path):
+    classify = functools.partial(effnet_np.classify, CHELSEA, backend="numpy")
     model = pair(tiny_config())[1]
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r'classify\(..., image_processor="b0"\)'):
         effnet_np.classify(CHELSEA, model=tmp_path)
     model.image_processor = EfficientNetImageProcessor.preset("b0")
-    expected = effnet_np.classify(CHELSEA, model=model)
+    expected = classify(model=model)
     for processor in ("b0", model.image_processor):
-        assert effnet_np.classify(CHELSEA, model=tmp_path, image_processor=processor) == expected
+        assert classify(model=tmp_path, image_processor=processor) == expected
     other = EfficientNetImageProcessor(size=64)
-    assert effnet_np.classify(CHELSEA, model=tmp_path, image_processor=other) != expected
-    assert effnet_np.classify(CHELSEA, model=tmp_path, image_processor="b0") == expected
+    assert classify(model=tmp_path, image_processor=other) != expected
+    assert classify(model=tmp_path, image_processor="b0") == expected
     with pytest.raises(ValueError, match="does not say how"):
         effnet_np.classify(CHELSEA, model=tmp_path)
     with pytest.raises(TypeError, match="set model.image_processor of this one"):
