@@ -2,7 +2,7 @@
 
 
 def printable(text: object, keep: str = "") -> str:
-    r"""`str(text)` in which every character that is no letter, mark, number or space stands as an escape: "\x1b", "\n", "\u202e".
+    r"""`str(text)`, in which characters that have no picture stand as escapes: "\x1b", "\n", "\u202e".
 
     So it moves no cursor, changes no colour, turns no direction, breaks no line (`keep="\n"` leaves line breaks), and half
     characters (from names of files that are not UTF-8) can be printed.
