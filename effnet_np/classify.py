@@ -170,6 +170,8 @@ def get_runner(
                 _hinted.append(hint)
                 warnings.warn(hint, UserWarning, stacklevel=3)
             return runner
+        if runner is model and threads is not None:  # Numba is missing, or refuses this NumPy
+            warnings.warn("threads is for the compiled kernels, and NumPy answers here", UserWarning, stacklevel=3)
         _runners.setdefault(model, {})[key] = runner
     return _runners[model][key]
 

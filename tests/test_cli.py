@@ -317,6 +317,14 @@ def test_threads(here):
     assert "threads is for the compiled kernels" in err
 
 
+def test_threads_without_numba_say_that_numpy_answers():
+    code = "import sys; sys.modules['numba'] = sys.modules['llvmlite'] = None; from effnet_np.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "classify", str(CHELSEA), "--threads", "2", "--top-k", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{CHELSEA}\n   38.5%  tiger cat\n")
+    assert done.stderr == "effnet-np: threads is for the compiled kernels, and NumPy answers here\n"
+
+
 def test_a_message_before_numba_compiles(here, monkeypatch):
     from effnet_np.kernels import library, warmup
 
