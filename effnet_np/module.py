@@ -112,8 +112,8 @@ class Module:
             module = module._children[part]
         return module
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """How many numbers training would change (buffers do not count); all are trainable, so HF's option changes nothing."""
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers training would change (buffers do not count): all, whatever HF's two options say."""
         return sum(array.size for _, array in self.named_parameters())
 
     # -- state ----------------------------------------------------------------------------------------------------
@@ -174,12 +174,19 @@ class Module:
         """Always raises TypeError: there is no half precision here."""
         return self.to(np.float16)
 
+    def bfloat16(self) -> Module:
+        """Always raises TypeError, as `half`."""
+        return self.to("bfloat16")
+
     def cuda(self, device: Any = None) -> Module:
         """Always raises ValueError: there is no GPU here."""
         raise ValueError(no_device("cuda()"))
 
     def parameters(self) -> Iterator[np.ndarray]:
         yield from (array for _, array in self.named_parameters())
+
+    def children(self) -> Iterator[Module]:
+        yield from self._children.values()
 
     def modules(self) -> Iterator[Module]:
         yield from (module for _, module in self.named_modules())

@@ -33,7 +33,7 @@ def _dtype(value: Any) -> np.dtype:
     try:
         dtype: Any = np.dtype(value)
     except TypeError:
-        dtype = value
+        dtype = value if isinstance(value, str) else f"a {type(value).__name__}"
     if dtype not in DTYPES:
         raise TypeError(
             f"a model computes in float32 or float64, not {dtype}: effnet_np is NumPy on the CPU, without half precision"

@@ -142,6 +142,8 @@ def test_calls_that_change_nothing_here(model):
         (lambda model: model.to(torch.device("mps")), ValueError),
         (lambda model: model.to(0), ValueError),
         (lambda model: model.half(), TypeError),
+        (lambda model: model.bfloat16(), TypeError),
+        (lambda model: model.to(np.zeros(3)), TypeError),
         (lambda model: model.to(torch.bfloat16), TypeError),
         (lambda model: model.to(dtype=np.int64), TypeError),
         (lambda model: model.to("gpu"), TypeError),
@@ -159,10 +161,12 @@ def test_another_device_or_dtype_is_one_sentence(call, error, model):
 def test_parameters_are_counted_as_in_hf():
     theirs, ours = pair(tiny_config())
     assert ours.num_parameters() == theirs.num_parameters()
-    assert ours.num_parameters(only_trainable=True) == theirs.num_parameters(only_trainable=True)
+    for options in ({"only_trainable": True}, {"exclude_embeddings": True}):
+        assert ours.num_parameters(**options) == theirs.num_parameters(**options)
     assert sum(p.size for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
     assert [type(m).__name__ for m in ours.modules()][:2] == [type(m).__name__ for m in theirs.modules()][:2]
     assert len(list(ours.modules())) == len(list(theirs.modules()))
+    assert [type(m).__name__ for m in ours.children()] == ["EfficientNetModel", "Dropout", "Linear"]
 
 
 def test_a_batch_of_pixels_can_be_moved_to_the_cpu():
