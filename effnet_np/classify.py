@@ -23,6 +23,7 @@ from effnet_np.image_io import MAX_PIXELS, load_image
 from effnet_np.image_processor import EfficientNetImageProcessor
 from effnet_np.model import EfficientNetForImageClassification
 from effnet_np.module import Module
+from effnet_np.printable import printable
 
 DEFAULT_MODEL = "lite0"  # embedded: installed with the package, needs no network
 NO_PROCESSOR = """it has no preprocessor_config.json. Say which preprocessing its weights were trained with, for example B0's:
@@ -306,5 +307,5 @@ def _synonyms(label: str) -> list[str]:
 
 
 def _listed(labels: dict[int, str], indices: list[int]) -> str:
-    shown = "; ".join(f"{index} {labels[index]:.60}" for index in indices[:8])
+    shown = "; ".join(printable(f"{index} {labels[index]:.60}") for index in indices[:8])
     return shown + (f"; and {len(indices) - 8} more" if len(indices) > 8 else "")

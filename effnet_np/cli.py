@@ -135,7 +135,7 @@ def _add_explain_command(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--model", default="lite0", help=MODEL_HELP)
     command.add_argument("--processor", metavar="NAME", help=PROCESSOR_HELP)
     command.add_argument("--top-k", type=_positive, default=5, metavar="K", help="labels to show (default: %(default)s)")
-    by_name = "the class to show, by index or by name: 281, tabby (default: the first)"
+    by_name = "the class to show, by index or by name: 281, tabby (default: the one with the highest score)"
     command.add_argument("--class", dest="class_index", metavar="CLASS", help=by_name)
     command.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N", help=PIXELS_HELP)
     command.set_defaults(run=_explain)

@@ -363,6 +363,15 @@ def test_classes_that_there_are_not(name, message):
         find_class(get_model("lite0").config, name)
 
 
+def test_labels_of_strangers_in_the_error():
+    config = tiny_config(num_labels=2)
+    config.id2label = {0: "cat\x1b[31m\n" + "x" * 2_000_000, 1: 7}
+    assert find_class(config, 1) == 1
+    with pytest.raises(ValueError, match=r"close to it: 0 cat\\x1b\[31m\\nx") as caught:
+        find_class(config, "cat")
+    assert len(str(caught.value)) < 200
+
+
 def test_pictures_from_an_open_address(tmp_path):
     """What the error for an address recommends: urlopen gives a binary file object."""
     shutil.copy(CHELSEA, tmp_path / "cat.png")
