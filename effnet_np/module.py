@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from effnet_np.module_tree import tree
 from effnet_np.outputs import read_only
+from effnet_np.placement import no_device, wanted_dtype
 
 
 class LoadResult(NamedTuple):
@@ -117,8 +119,8 @@ class Module:
             module = module._children[part]
         return module
 
-    def num_parameters(self) -> int:
-        """How many numbers training would change (buffers do not count)."""
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers training would change (buffers do not count): all, whatever HF's two options say."""
         return sum(array.size for _, array in self.named_parameters())
 
     # -- state ----------------------------------------------------------------------------------------------------
@@ -152,15 +154,53 @@ class Module:
                 getattr(module, name)[...] = state[key]
         return LoadResult(missing, unexpected)
 
-    def to(self, dtype: Any) -> Module:
-        """Turn every floating parameter and buffer into float32 or float64, in place; give the module back."""
-        if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
-            raise TypeError(f"a model computes in float32 or float64, not {np.dtype(dtype)}")
-        for _, module, name in self._state():
+    # -- what PyTorch's users call --------------------------------------------------------------------------------
+
+    def to(self, *args: Any, **kwargs: Any) -> Module:
+        """Turn every floating parameter and buffer into float32 or float64, in place; give the module back.
+
+        "cpu" and torch.device("cpu") change nothing. Raises ValueError for another device, TypeError for another dtype.
+        """
+        dtype = wanted_dtype(*args, **kwargs)
+        for _, module, name in self._state() if dtype is not None else ():
             array = getattr(module, name)
             if array.dtype.kind == "f":
                 setattr(module, name, array.astype(dtype, copy=False))
         return self
+
+    def cpu(self) -> Module:
+        return self
+
+    def float(self) -> Module:
+        return self.to(np.float32)
+
+    def double(self) -> Module:
+        return self.to(np.float64)
+
+    def half(self) -> Module:
+        """Always raises TypeError: there is no half precision here."""
+        return self.to(np.float16)
+
+    def bfloat16(self) -> Module:
+        """Always raises TypeError, as `half`."""
+        return self.to("bfloat16")
+
+    def cuda(self, device: Any = None) -> Module:
+        """Always raises ValueError: there is no GPU here."""
+        raise ValueError(no_device("cuda()"))
+
+    def parameters(self) -> Iterator[np.ndarray]:
+        yield from (array for _, array in self.named_parameters())
+
+    def children(self) -> Iterator[Module]:
+        yield from self._children.values()
+
+    def modules(self) -> Iterator[Module]:
+        yield from (module for _, module in self.named_modules())
+
+    def __repr__(self) -> str:
+        """The tree of modules as PyTorch prints it, as deep as a screen has lines."""
+        return tree(self)
 
 
 class ModuleList(Module):
