@@ -30,6 +30,7 @@ import numpy as np
 from effnet_np import hub
 from effnet_np.config_checks import num_weights
 from effnet_np.h5_file import FORMAT_VERSION, H5File
+from effnet_np.architecture import PRESETS
 from effnet_np.hf_config import EfficientNetConfig
 from effnet_np.image_processor import EfficientNetImageProcessor
 from effnet_np.module import refuse_mismatch
@@ -248,7 +249,11 @@ def load_model(cls: type, source: str | os.PathLike, ignore_mismatched_sizes: bo
     """`cls.from_pretrained`: see there."""
     hub_options, overrides = hub.split_options(options)
     seed, allow_nonfinite = overrides.pop("seed", None), overrides.pop("allow_nonfinite", False)
-    given = overrides.pop("config", None)
+    given, processor = overrides.pop("config", None), overrides.pop("image_processor", None)
+    if processor in PRESETS:  # nothing is fetched for these
+        processor = EfficientNetImageProcessor.preset(processor)
+    elif isinstance(processor, (str, os.PathLike)):
+        processor = EfficientNetImageProcessor.from_pretrained(processor)
     with Checkpoint(hub.resolve(source, weights=True, **hub_options)) as checkpoint:
         described = checkpoint.config if given is None else given.to_dict()
         if described is None:
@@ -286,7 +291,9 @@ def load_model(cls: type, source: str | os.PathLike, ignore_mismatched_sizes: bo
         everything = not fresh and len(names) == len(checkpoint.shapes) == len(own)
         if everything and checkpoint.sha256 and tensors_sha256(own) != checkpoint.sha256:
             raise ValueError(f"{checkpoint.path} is damaged: its tensors do not have the sha256 that it was written with")
-        if checkpoint.image_processor is not None:
+        if processor is not None:
+            model.image_processor = processor
+        elif checkpoint.image_processor is not None:
             with naming(checkpoint.path):
                 model.image_processor = EfficientNetImageProcessor.from_dict(checkpoint.image_processor)
     return model
