@@ -102,7 +102,8 @@ def open_weights(path: Path, file: BinaryIO | None = None) -> Any:
     if path.name.endswith(".index.json"):
         return ShardedFiles(path, file)
     if path.suffix not in READERS:
-        raise ValueError(f"{path} is not a known kind of checkpoint; known are folders and {', '.join(READERS)}")
+        keras = "a checkpoint of Keras, " if path.suffix == ".keras" else ""
+        raise ValueError(f"{path} is {keras}not a known kind of checkpoint; known are folders and {', '.join(READERS)}")
     return READERS[path.suffix](path, file=file)
 
 
@@ -485,7 +486,7 @@ def _json_of(folder: Path, name: str) -> dict[str, Any] | None:
 def _open_weights_of(path: Path) -> tuple[Path, Any]:
     """(file, its reader) of a weight file, or of a folder's first one."""
     if not path.is_dir():
-        if not path.exists():
+        if not path.is_file():  # a pipe or a device would be read for ever
             raise FileNotFoundError(f"there is no file or folder {path}")
         return path, open_weights(path)
     for name in WEIGHT_FILES:

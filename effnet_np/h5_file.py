@@ -38,6 +38,7 @@ DATATYPES: dict[bytes, np.dtype] = {  # IV.A.2.d: class, byte order, size, and w
     bytes.fromhex("11200f00 02000000 0000 1000 0a05000a 0f000000"): np.dtype("<f2"),
     bytes.fromhex("11201f00 04000000 0000 2000 17080017 7f000000"): np.dtype("<f4"),
     bytes.fromhex("11203f00 08000000 0000 4000 340b0034 ff030000"): np.dtype("<f8"),
+    bytes.fromhex("10080000 04000000 0000 2000"): np.dtype("<i4"),
     bytes.fromhex("10080000 08000000 0000 4000"): np.dtype("<i8"),
 }
 DATASPACE, LINK_INFO, DATATYPE, LINK, EXTERNAL, LAYOUT, FILTERS, ATTRIBUTE, MORE, SYMBOLS, ATTRIBUTE_INFO = (
@@ -334,7 +335,7 @@ class H5File:
         self._file: Any = open_file(path) if file is None else file
         try:
             self._size, self._budget, self._numbers = os.fstat(self._file.fileno()).st_size, BUDGET, 0
-            self._blocks: dict[int, bytes] = {}  # of fractal heaps
+            self._blocks: dict[tuple[bytes, int], bytes] = {}  # of fractal heaps, by signature and address
             parts = list(self._messages(self._root(), ""))
             self._datasets = dict(self._group(parts, ""))
             if self._numbers > self._size:
@@ -342,6 +343,8 @@ class H5File:
             self.attributes = dict(self._attribute(content) for content in self._attributes(parts))
         except (ValueError, struct.error, IndexError) as error:
             self.close()
+            if not isinstance(error, ValueError):
+                error = ValueError("one of its parts ends too early")
             raise ValueError(f"{self.path} is not a readable HDF5 checkpoint: {error!s:.500}") from error
         self._blocks = {}
         self.shapes = {name: dataset.shape for name, dataset in self._datasets.items()}
@@ -395,7 +398,7 @@ class H5File:
         self._file.seek(min(address, self._size))
         data = self._file.read(size)
         if len(data) != size or not data.startswith(signature):
-            kind = signature.decode() or "object"
+            kind = signature[:4].decode("latin1") or "object"
             raise ValueError(f"at byte {address} should be an {kind} of {size} bytes, which is not there")
         return data
 
@@ -403,9 +406,8 @@ class H5File:
         """Bytes as `_at` gives them, of which the last four are the checksum of those before."""
         data = self._at(address, size, signature)
         if lookup3(data[:-4]) != int.from_bytes(data[-4:], "little"):
-            raise ValueError(
-                f"the {signature.decode('latin1').strip()} at byte {address} does not have its checksum: it is damaged"
-            )
+            kind = signature[:4].decode("latin1")
+            raise ValueError(f"the {kind} at byte {address} does not have its checksum: it is damaged")
         return data
 
     def _structure(self, kind: type[Kind], address: int, signature: bytes = b"") -> Kind:
@@ -585,9 +587,9 @@ class H5File:
 
     def _heap_object(self, address: int, identity: bytes) -> bytes:
         """An object of a fractal heap (III.G): its id says where it starts in the heap's own space, and how long it is."""
-        if address not in self._blocks:
-            self._blocks[address] = self._checked(address, size_of(FractalHeap), b"FRHP")
-        heap = parse(FractalHeap, self._blocks[address])
+        if (b"FRHP", address) not in self._blocks:
+            self._blocks[b"FRHP", address] = self._checked(address, size_of(FractalHeap), b"FRHP")
+        heap = parse(FractalHeap, self._blocks[b"FRHP", address])
         if heap.filters_length or not 0 < heap.offset_bits <= 64 or not heap.width or not heap.first_size or heap.rows > 64:
             raise ValueError(f"the heap at byte {address} is packed, or describes no space")
         if identity[0] & 0xF0:
@@ -596,11 +598,11 @@ class H5File:
         length = int.from_bytes(identity[1 + heap.offset_size : 1 + heap.offset_size + heap.length_size], "little")
         block, start, size = self._heap_block(heap, offset)
         at = offset - start
-        if block not in self._blocks:
-            self._blocks[block] = self._direct_block(heap, block, size)
+        if (b"FHDB", block) not in self._blocks:
+            self._blocks[b"FHDB", block] = self._direct_block(heap, block, size)
         if at + length > size:
             raise ValueError(f"an object of the heap at byte {address} does not lie in its block")
-        return self._blocks[block][at : at + length]
+        return self._blocks[b"FHDB", block][at : at + length]
 
     def _heap_block(self, heap: FractalHeap, offset: int) -> tuple[int, int, int]:
         """(address, start in the heap's space, size) of the direct block that holds this offset."""
@@ -613,12 +615,11 @@ class H5File:
             column = (offset - start - first) // size
             if column >= heap.width:
                 break
-            key = -block - 1  # the same address as a direct block would be another reading
-            if key not in self._blocks:
+            if (b"FHIB", block) not in self._blocks:
                 length = 13 + heap.offset_size + rows * heap.width * 8 + 4
-                self._blocks[key] = self._checked(block, length, b"FHIB")
+                self._blocks[b"FHIB", block] = self._checked(block, length, b"FHIB")
             at = 13 + heap.offset_size + (row * heap.width + column) * 8
-            (block,) = struct.unpack_from("<Q", self._blocks[key], at)
+            (block,) = struct.unpack_from("<Q", self._blocks[b"FHIB", block], at)
             start += first + column * size
             rows = 0 if size <= heap.max_direct else (size // (heap.first_size * heap.width)).bit_length()
         if not start <= offset < start + size or size > heap.max_direct:

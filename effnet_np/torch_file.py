@@ -109,6 +109,7 @@ class TorchFile:
             is_zip = self._file.read(4) == b"PK\3\4"  # PyTorch's own question
             self._storages: Storages = ZipStorages(self._file) if is_zip else LegacyStorages(self._file)
             state, self.found_in, self.beside = state_in(self._storages.contents)
+            self._storages.locate()
             self._views = {name: check_view(name, view) for name, view in state.items()}
             self._check_storages()
         except Exception as error:  # a damaged zip is a BadZipFile, RuntimeError, NotImplementedError, OSError, ...
@@ -168,6 +169,8 @@ class Storages(Protocol):
 
     contents: Any
 
+    def locate(self) -> None: ...
+
     def check(self, name: str, storage: Storage) -> None: ...
 
     def read(self, storage: Storage) -> bytes: ...
@@ -191,6 +194,9 @@ class ZipStorages:
         if self._folder + "byteorder" in names and self._entry("byteorder", at_most=6) != b"little":
             raise ValueError("its numbers are big-endian, which this reader does not know")
         self.contents = run_pickle(io.BytesIO(self._entry("data.pkl", at_most=MAX_PICKLE)))
+
+    def locate(self) -> None:
+        pass  # the zip's list of entries says where they are
 
     def check(self, name: str, storage: Storage) -> None:
         try:
@@ -228,27 +234,24 @@ class LegacyStorages:
         protocol, system = run_pickle(stream), run_pickle(stream)
         if protocol != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
             raise ValueError("its header is not that of protocol 1001 with little-endian numbers")
-        storages: dict[str, Storage] = {}
-        self.contents = run_pickle(stream, storages)
-        keys = run_pickle(stream)
+        self._stream, self._storages, self._starts = stream, dict[str, Storage](), dict[str, int]()
+        self.contents = run_pickle(stream, self._storages)
+
+    def locate(self) -> None:
+        keys = run_pickle(self._stream)
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
             raise ValueError("its list of storages is not a list of different names")
-        self._starts = self._positions(keys, storages, stream.tell())
-
-    def _positions(self, keys: list[str], storages: dict[str, Storage], position: int) -> dict[str, int]:
-        """Where the numbers of each storage start; the first storage's count stands at `position`."""
-        starts, size = {}, os.fstat(self._file.fileno()).st_size
+        position, size = self._stream.tell(), os.fstat(self._file.fileno()).st_size
         for key in keys:
-            if key not in storages:
+            if key not in self._storages:
                 raise ValueError(f"storage {key!r:.80} belongs to no tensor")
-            storage = storages[key]
+            storage = self._storages[key]
             self._file.seek(position)
             (count,) = struct.unpack("<q", self._file.read(8).ljust(8, b"\xff"))
             if count != storage.numel or position + 8 + storage.nbytes > size:
                 raise ValueError(f"storage {key!r} should hold {storage.numel} numbers; the file says {count}, or ends sooner")
-            starts[key] = position + 8
+            self._starts[key] = position + 8
             position += 8 + storage.nbytes
-        return starts
 
     def check(self, name: str, storage: Storage) -> None:
         if storage.key not in self._starts:

@@ -16,24 +16,24 @@ KINDS = (
 LITE0_BLOCKS = 16
 
 
-def library_of(names: Collection[str]) -> str | None:
-    """Which library's EfficientNet these names of tensors are, or None."""
+def library_of(names: Collection[str]) -> tuple[str, str] | None:
+    """(the library whose EfficientNet these names of tensors are, one of the names that say so), or None."""
     for first, second, library in KINDS:
-        if all(any(re.fullmatch(pattern, name) for name in names) for pattern in (first, second)):
-            return library
+        found = [next((name for name in names if re.fullmatch(pattern, name)), "") for pattern in (first, second)]
+        if all(found):
+            return library, found[1]
     blocks = {match[1] for match in (re.match(r"_blocks\.(\d+)\._depthwise_conv\.", name) for name in names) if match}
     if "_conv_stem.weight" in names and len(blocks) > LITE0_BLOCKS:
-        return f"efficientnet-lite-pytorch, of {len(blocks)} blocks, where Lite0 has {LITE0_BLOCKS} (Lite1 and Lite2 have 21)"
+        library = f"efficientnet-lite-pytorch, of {len(blocks)} blocks, where Lite0 has {LITE0_BLOCKS} (Lite1 and Lite2 have 21)"
+        return library, f"_blocks.{len(blocks) - 1}._depthwise_conv.weight"
     return None
 
 
 def refuse_foreign(names: Collection[str], where: object) -> None:
     """Raise ValueError, saying what it is and what to do, for a checkpoint of another library."""
-    library = library_of(names)
-    if library:
-        example = next(
-            name for name in names if re.match(r"_?(blocks|features)\.1\.|.*(block2a|layers)", name) or name in names
-        )
+    found = library_of(names)
+    if found:
+        library, example = found
         raise ValueError(
             f"{where} is a checkpoint of {library}, by its names such as {example[:80]!r}: effnet_np reads Hugging Face's "
             "EfficientNets and Lite0. Take the same network from the hub, from_pretrained('google/efficientnet-b0'), or "
