@@ -7,133 +7,77 @@ A file may come from a stranger: what it claims is held against what it is befor
 The .h5 format: one group a module, one dataset a tensor, so "efficientnet.encoder.blocks.0..." is a path; and in the root's
 attributes `format_version`, `config`, `image_processor` and `id2label` (JSON), `source`, `revision`, and the `sha256`
 of all tensors (see `tensors_sha256`).
+
+A folder is three files, which cannot be renamed at once. So all that one save writes bears the same random id, `SAVE_ID`,
+config.json is exchanged first and the weights last, and whoever reads files of two saves reads again: a save is going on, or
+was killed, and then the folder is refused. Folders that others wrote have no id, and are taken as they are.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import io
 import json
-import math
 import os
 import secrets
-import struct
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from effnet_np import hub
+from effnet_np.architecture import PRESETS
 from effnet_np.config_checks import num_weights
-from effnet_np.h5_file import FORMAT_VERSION, H5File
+from effnet_np.files import json_text, naming, open_in_folder, parse_json, read_json, replacing, sync, write_json
+from effnet_np.h5_file import H5File
 from effnet_np.hf_config import EfficientNetConfig
+from effnet_np.hub import WEIGHT_FILES, read_weight_map
 from effnet_np.image_processor import EfficientNetImageProcessor
-from effnet_np.module import refuse_mismatch
+from effnet_np.match import Match, match
+from effnet_np.safetensors_file import SafetensorsFile
 from effnet_np.torch_file import TorchFile
 from effnet_np.version import __version__
+from effnet_np.weights.foreign import refuse_foreign
 
-# What a checkpoint needs, several times over. A byte of JSON can become twenty in memory, so these also bound memory.
-MAX_JSON = 2 << 20  # bytes of a .json file or a safetensors header; B7's are 0.1 and 0.2 MB
-MAX_BRACKETS = 20_000  # objects and lists in it
-MAX_DEPTH = 20  # of objects and lists in each other
-MAX_SHARDS = 256
-MAX_NAME = 500  # characters
-DTYPES: dict[str, np.dtype] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+__all__ = ["naming", "read_json", "replacing", "write_json"]  # of files.py, for those who write beside a checkpoint
+
+FORMAT_VERSION = 1  # of our .h5 files
+MAX_NAME = 500  # characters of a tensor's name
 BACKBONE = "efficientnet."
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, of torch.compile, of what trains a model
+HEAD = ("classifier.weight", "classifier.bias")
+SAVE_ID = "effnet_np_save"
+PATIENCE = 1.0  # seconds in which a save that is going on has exchanged its files
 
 
-# -- readers: each has `shapes`, {name: shape}, and `read(name)`, and knows nothing of EfficientNet -------------------
-
-
-class SafetensorsFile:
-    """A .safetensors file: 8 bytes with the header's length, a JSON header that says where each tensor lies, the numbers."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
-        try:
-            self._tensors = self._header()
-        except ValueError as error:
-            self.close()
-            raise ValueError(f"{path} is not a readable safetensors file: {error!s:.500}") from error
-        self.shapes = {name: shape for name, (_, shape, _) in self._tensors.items()}
-
-    def _header(self) -> dict[str, tuple[np.dtype, tuple[int, ...], int]]:
-        """Name -> (dtype, shape, position in the file). The tensors must fill the file without a gap or an overlap."""
-        size = os.fstat(self._file.fileno()).st_size
-        (length,) = struct.unpack("<Q", self._file.read(8).ljust(8, b"\xff"))
-        if length > min(MAX_JSON, size - 8):
-            raise ValueError(f"its header would be {length} bytes long; {min(MAX_JSON, max(size - 8, 0))} are possible here")
-        tensors: dict[str, tuple[np.dtype, tuple[int, ...], int]] = {}
-        spans, start = [], 8 + length
-        for name, entry in _parse_json(self._file.read(length), "its header").items():
-            if name == "__metadata__":
-                if not isinstance(entry, dict) or not all(isinstance(text, str) for text in entry.values()):
-                    raise ValueError("its __metadata__ is not an object of texts")
-                continue
-            if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-                raise ValueError(f"{name[:80]!r} is not described by dtype, shape and data_offsets")
-            kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-            if not isinstance(kind, str) or kind not in DTYPES:
-                raise ValueError(f"{name[:80]} has dtype {str(kind)[:80]}; only {', '.join(DTYPES)} can be read")
-            if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
-                raise ValueError(f"shape and data_offsets of {name[:80]} must be lists of whole numbers, two in the second")
-            begin, end = offsets
-            if end - begin != math.prod(shape) * DTYPES[kind].itemsize:
-                raise ValueError(f"{name[:80]} of shape {shape} and dtype {kind} does not fill its bytes {begin} to {end}")
-            tensors[name] = (DTYPES[kind], tuple(shape), start + begin)
-            spans.append((begin, end))
-        reached = 0
-        for begin, end in sorted(spans):
-            if begin != reached:
-                raise ValueError(f"its tensors overlap or leave a gap: one ends at byte {reached}, the next starts at {begin}")
-            reached = end
-        if start + reached != size:
-            raise ValueError(f"its tensors end at byte {start + reached}, but the file has {size}")
-        return tensors
-
-    def read(self, name: str) -> np.ndarray:
-        dtype, shape, position = self._tensors[name]
-        array = np.empty(shape, dtype)
-        self._file.seek(position)
-        if self._file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
-            raise ValueError(f"{self.path} is damaged at {name}: it ends too early")
-        return array
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _counts(values: Any) -> bool:
-    """Whether these are a list of at most 8 whole numbers from 0 to 2^40."""
-    return isinstance(values, list) and len(values) <= 8 and all(type(v) is int and 0 <= v <= 1 << 40 for v in values)
+# -- weights: each reader has `shapes`, {name: shape}, `numbers`, how many there are, and `read(name)`, and knows no network
 
 
 class ShardedFiles:
     """Several weight files and the index that says which tensor is in which."""
 
-    def __init__(self, index: Path):
-        weight_map = read_weight_map(index)
+    def __init__(self, index: Path, file: BinaryIO | None = None):
+        weight_map = read_weight_map(index, file)
         self._parts: dict[str, Any] = {}
         try:
             for name in sorted(set(weight_map.values())):
-                path = in_folder(index.parent, name)
-                if path is None:
+                shard = open_in_folder(index.parent, name)
+                if shard is None:
                     raise FileNotFoundError(f"{index} names the shard {name!r}, but there is no such file beside it")
-                self._parts[name] = open_weights(path)
+                self._parts[name] = open_weights(index.parent / name, shard)
             absent = [f"{key[:80]} (in {name})" for key, name in weight_map.items() if key not in self._parts[name].shapes]
             if absent:
                 raise ValueError(f"{index} names tensors that their shards do not hold: {', '.join(absent[:5])}")
-        except Exception:
+        except BaseException:
             self.close()
             raise
         self._where = {key: self._parts[name] for key, name in weight_map.items()}
         self.shapes = {key: part.shapes[key] for key, part in self._where.items()}
+        self.numbers = sum(part.numbers for part in self._parts.values())
 
     def read(self, name: str) -> np.ndarray:
         return self._where[name].read(name)
@@ -153,86 +97,146 @@ READERS: dict[str, Any] = {
 }
 
 
-def read_weight_map(index: Path) -> dict[str, str]:
-    """An index file's map from tensor names to file names, all of them weight files of the index's own folder."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ValueError(f"{index} has no weight_map from tensor names to file names")
-    for name in set(weight_map.values()):
-        if Path(name).name != name or "\\" in name or "\0" in name or not name.endswith((".safetensors", ".bin")):
-            raise ValueError(f"{index} names {name[:80]!r}, which is not a weight file of the same folder")
-    if len(set(weight_map.values())) > MAX_SHARDS:
-        raise ValueError(f"{index} names more than {MAX_SHARDS} shards")
-    return weight_map
-
-
-def in_folder(folder: Path, name: str) -> Path | None:
-    """The file of that name in a folder, or None. Raises ValueError for a link out of the folder.
-
-    The hub's cache is made of such links: from snapshots/<revision>/ to blobs/. Those are followed.
-    """
-    file, home = folder / name, folder.resolve()
-    if not file.is_file():
-        return None
-    homes = [home, (home.parent.parent / "blobs").resolve()] if home.parent.name == "snapshots" else [home]
-    if not any(file.resolve().is_relative_to(home) for home in homes):
-        raise ValueError(f"{file} is a link to {file.resolve()}, outside its folder: if it is yours, put the file itself there")
-    return file
-
-
-def open_weights(path: Path) -> Any:
-    """The reader for one weight file, chosen by its name."""
+def open_weights(path: Path, file: BinaryIO | None = None) -> Any:
+    """The reader for one weight file, chosen by its name; `file` is that file where it is open already."""
     if path.name.endswith(".index.json"):
-        return ShardedFiles(path)
+        return ShardedFiles(path, file)
     if path.suffix not in READERS:
-        raise ValueError(f"{path} is not a known kind of checkpoint; known are folders and {', '.join(READERS)}")
-    return READERS[path.suffix](path)
+        keras = "a checkpoint of Keras, " if path.suffix == ".keras" else ""
+        raise ValueError(f"{path} is {keras}not a known kind of checkpoint; known are folders and {', '.join(READERS)}")
+    return READERS[path.suffix](path, file=file)
 
 
 # -- a checkpoint: weights, configuration, preprocessing --------------------------------------------------------------
 
 
 class Checkpoint:
-    """An opened source: `config` and `image_processor` (dictionaries, or None), `shapes`, and `read(name)`, in HF's names."""
+    """An opened source: `config` and `image_processor` (dictionaries, or None), `shapes`, and `read(name)`, in HF's names.
+
+    `unwrapped` says in words what the tensors were wrapped in, "" where they were not.
+    """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self.weights_path = _weights_of(self.path)
-        self.config, self.image_processor = _descriptions(self.path)
-        self._weights = open_weights(self.weights_path)
+        self._open()
         try:
             self._describe()
-        except Exception:
+        except BaseException:
             self.close()
             raise
 
-    def _describe(self) -> None:
-        self._names = {name: name for name in self._weights.shapes}
-        self.sha256 = ""  # only .h5 files know theirs
-        if isinstance(self._weights, H5File):
-            attributes = self._weights.attributes
-            self.config = _parse_json(attributes["config"], self.path) if attributes["config"] else self.config
-            if attributes["id2label"] and self.config is not None:
-                self.config["id2label"] = _parse_json(attributes["id2label"], self.path)
-            self.sha256 = attributes["sha256"]
-            if attributes["image_processor"]:
-                self.image_processor = _parse_json(attributes["image_processor"], self.path)
-        elif "_conv_stem.weight" in self._names:
-            from effnet_np.weights import lite0
+    # -- files of one save --------------------------------------------------------------------------------------------
 
-            self._names = {lite0.hf_name(name): name for name in self._weights.shapes}
-            if len(self._names) != len(self._weights.shapes):
-                raise ValueError(f"{self.weights_path} holds a tensor twice, under Lite0's name and under HF's")
-            if self.config is None:
-                self.config = EfficientNetConfig.preset("lite0").to_dict()
-            if self.image_processor is None:
-                self.image_processor = EfficientNetImageProcessor.preset("lite0").to_dict()
-        if any(len(name) > MAX_NAME for name in self._names):
+    def _open(self) -> None:
+        """Descriptions and weights, again until they are of one save."""
+        give_up = time.monotonic() + PATIENCE
+        while True:
+            self.config, self.image_processor = _descriptions(self.path)
+            ids = [(part or {}).pop(SAVE_ID, None) for part in (self.config, self.image_processor)]
+            self.weights_path, self._weights = _open_weights_of(self.path)
+            if isinstance(self._weights, H5File) or self._is_one_save(*ids):
+                return
+            self.close()
+            if time.monotonic() > give_up:
+                raise ValueError(
+                    f"{self.path}: config.json, preprocessor_config.json and {self.weights_path.name} are not of one save: it "
+                    "was interrupted, or one of them was replaced. Save the model again, or, if they do belong together, "
+                    f"delete the lines {SAVE_ID!r} in the .json files"
+                )
+            time.sleep(0.01)
+
+    def _is_one_save(self, config_id: Any, processor_id: Any) -> bool:
+        weights_id = getattr(self._weights, "metadata", {}).get(SAVE_ID)
+        if weights_id is None:
+            # transformers keeps our id when it saves a configuration, puts its own version in, and writes weights without it.
+            written_by_us = config_id is not None and self.config is not None and "transformers_version" not in self.config
+            return not (written_by_us and self.path.is_dir())
+        if any(other not in (None, weights_id) for other in (config_id, processor_id)):
+            return False
+        if config_id is None:
+            return True
+        now, _ = _descriptions(self.path)  # a save that began after we had read config.json began with it
+        return now is not None and now.get(SAVE_ID) == config_id
+
+    # -- what they say ------------------------------------------------------------------------------------------------
+
+    def _describe(self) -> None:
+        names = list(self._weights.shapes)
+        if any(len(name) > MAX_NAME for name in names):
             raise ValueError(f"{self.weights_path} has a tensor whose name is longer than {MAX_NAME} characters")
+        prefix, said = "", []
+        while found := next((word for word in PREFIXES if names and all(name.startswith(prefix + word) for name in names)), ""):
+            prefix += found
+        if getattr(self._weights, "found_in", ""):
+            beside = f" (beside it, not read: {', '.join(self._weights.beside)[:200]})" if self._weights.beside else ""
+            said.append(f"the state dict under {self._weights.found_in!r}{beside}")
+        if prefix:
+            said.append(f"its names without {prefix!r}, which all of them start with")
+        self.unwrapped = ", ".join(said)
+        self._names = {name.removeprefix(prefix): name for name in names}
+        refuse_foreign(self._names, self.weights_path)
+        self.sha256 = ""  # only our .h5 files know theirs
+        if isinstance(self._weights, H5File):
+            self._describe_h5(self._weights.attributes)
+        elif "_conv_stem.weight" in self._names:
+            self._describe_lite0()
         self.shapes = {name: self._weights.shapes[own] for name, own in self._names.items()}
+        self.numbers = self._weights.numbers
+
+    def _describe_h5(self, attributes: dict[str, Any]) -> None:
+        """Read the attributes of our .h5 files. Raises ValueError for a file that is not one of them."""
+        with naming(self.weights_path):
+            number = attributes.get("format_version")
+            if "format_version" not in attributes:
+                raise ValueError("it was not written by effnet_np: it has no attribute format_version")
+            if not isinstance(number, int) or number < 1:
+                raise ValueError("its attribute format_version is not a whole number of at least 1")
+            if number > FORMAT_VERSION:
+                known = f"newer than the {FORMAT_VERSION} known here: upgrade effnet_np"
+                raise ValueError(f"it has format version {number}, {known}")
+            texts = {}
+            for name in ("config", "image_processor", "id2label", "source", "revision", "sha256"):
+                texts[name] = attributes.get(name, "")
+                if not isinstance(texts[name], str):
+                    raise ValueError(f"its attribute {name} is not a text")
+        self.config = parse_json(texts["config"], self.path) if texts["config"] else self.config
+        if texts["id2label"] and self.config is not None:
+            self.config["id2label"] = parse_json(texts["id2label"], self.path)
+        self.sha256 = texts["sha256"]
+        if texts["image_processor"]:
+            self.image_processor = parse_json(texts["image_processor"], self.path)
+
+    def _describe_lite0(self) -> None:
+        from effnet_np.weights import lite0
+
+        translated = {lite0.hf_name(name): own for name, own in self._names.items()}
+        if len(translated) != len(self._names):
+            raise ValueError(f"{self.weights_path} holds a tensor twice, under Lite0's name and under HF's")
+        self._names = translated
+        if self.config is None:
+            self.config = EfficientNetConfig.preset("lite0").to_dict()
+        if self.image_processor is None:
+            self.image_processor = EfficientNetImageProcessor.preset("lite0").to_dict()
+
+    # -- for a model --------------------------------------------------------------------------------------------------
+
+    def rename_for(self, own: Mapping[str, Any]) -> None:
+        """Give the tensors the names that a model has: it may be a backbone where the file has a classifier, or the reverse."""
+        ours, theirs = (any(name.startswith(BACKBONE) for name in names) for names in (own, self._names))
+        if theirs and not ours:
+            self._names = {name.removeprefix(BACKBONE): source for name, source in self._names.items()}
+        elif ours and not theirs:
+            self._names = {BACKBONE + name: source for name, source in self._names.items()}
+        if "classifier.weight" not in own:  # a backbone, or a model of no labels, has no use for the classifier
+            self._names = {name: source for name, source in self._names.items() if not name.startswith("classifier.")}
+        self.shapes = {name: self._weights.shapes[source] for name, source in self._names.items()}
 
     def read(self, name: str) -> np.ndarray:
         return self._weights.read(self._names[name])
+
+    def describe(self, name: str) -> str:
+        """A tensor under the name that it has in the file, and the file."""
+        return f"{self._names[name]} in {self.weights_path}"
 
     def close(self) -> None:
         self._weights.close()
@@ -248,52 +252,70 @@ def load_model(cls: type, source: str | os.PathLike, ignore_mismatched_sizes: bo
     """`cls.from_pretrained`: see there."""
     hub_options, overrides = hub.split_options(options)
     seed, allow_nonfinite = overrides.pop("seed", None), overrides.pop("allow_nonfinite", False)
-    given = overrides.pop("config", None)
+    given, processor = overrides.pop("config", None), _processor(overrides.pop("image_processor", None))
+    dtype = wanted_dtype(overrides.pop("torch_dtype", None), overrides.pop("dtype", None))
     with Checkpoint(hub.resolve(source, weights=True, **hub_options)) as checkpoint:
         described = checkpoint.config if given is None else given.to_dict()
         if described is None:
             raise FileNotFoundError(f"{checkpoint.path} has no config.json beside its weights, so its network is not known")
         with naming(checkpoint.path):
             config = EfficientNetConfig.from_dict(described, **overrides)
-        has = sum(math.prod(shape) for shape in checkpoint.shapes.values())
-        if num_weights(config) > 2 * has + 1_000_000:  # said before such a network is built
-            wanted = f"describes a network of {num_weights(config)} numbers, but the weights have {has}"
-            raise ValueError(f"the configuration of {checkpoint.path} {wanted}")
-        model = cls(config, seed, initialize=False)
-        names = _names_for(model, checkpoint.shapes)
-        own = model.state_dict()
-        head = {"classifier.weight", "classifier.bias"}
-        # Files older than PyTorch 0.4.1 do not count batches, and no inference needs the count.
-        missing = [key for key in own if key not in names and not key.endswith("num_batches_tracked")]
-        taken = set(names.values())
-        unexpected = [key for key in checkpoint.shapes if key not in taken and not _left_out(own, key)]
-        wrong = {key: f"expected {own[key].shape}, got {checkpoint.shapes[name]}" for key, name in names.items()
-                 if own[key].shape != checkpoint.shapes[name]}  # fmt: skip
-        fresh = set(wrong) | (head & set(missing)) if ignore_mismatched_sizes else set()
-        refuse_mismatch(
-            [key for key in missing if key not in fresh],
-            unexpected,
-            [f"{key}: {text}" for key, text in wrong.items() if key not in fresh],
-            where=f"the checkpoint {checkpoint.weights_path}",
-        )
-        if fresh:
+        wanted = num_weights(config, classifier=not ignore_mismatched_sizes)  # a fresh one is not in the file
+        if wanted > 2 * checkpoint.numbers + 1_000_000:  # said before such a network is built
+            described = f"describes a network of {wanted} numbers, but the weights have {checkpoint.numbers}"
+            raise ValueError(f"the configuration of {checkpoint.path} {described}")
+        model = cls(config, seed, initialize=False).to(dtype)
+        found = _match(model.state_dict(), checkpoint, ignore_mismatched_sizes)
+        if found.fresh:
             model.initialize(seed)
-        for key, name in names.items():
-            if key not in fresh:
-                _copy(own[key], checkpoint.read(name), f"{name} in {checkpoint.weights_path}", allow_nonfinite)
-                if key.endswith("running_var") and (own[key] < 0).any():
-                    raise ValueError(f"{name} in {checkpoint.weights_path} has negative variances: the file is damaged")
-        everything = not fresh and len(names) == len(checkpoint.shapes) == len(own)
-        if everything and checkpoint.sha256 and tensors_sha256(own) != checkpoint.sha256:
-            raise ValueError(f"{checkpoint.path} is damaged: its tensors do not have the sha256 that it was written with")
-        if checkpoint.image_processor is not None:
+        _fill(model.state_dict(), checkpoint, found, allow_nonfinite)
+        if processor is None and checkpoint.image_processor is not None:
             with naming(checkpoint.path):
-                model.image_processor = EfficientNetImageProcessor.from_dict(checkpoint.image_processor)
+                processor = EfficientNetImageProcessor.from_dict(checkpoint.image_processor)
+        if processor is not None:
+            model.image_processor = processor
     return model
 
 
+def _match(own: Mapping[str, np.ndarray], checkpoint: Checkpoint, ignore_mismatched_sizes: bool) -> Match:
+    """Which tensors are copied. Raises ValueError where they do not fit, warns of what starts fresh or was unwrapped."""
+    checkpoint.rename_for(own)
+    if checkpoint.unwrapped:
+        warnings.warn(f"{checkpoint.weights_path}: read {checkpoint.unwrapped}", UserWarning, stacklevel=4)
+    found = match({name: array.shape for name, array in own.items()}, checkpoint.shapes)
+    # Files older than PyTorch 0.4.1 do not count batches, and no inference needs the count.
+    found.missing = [name for name in found.missing if not name.endswith("num_batches_tracked")]
+    shapes = found.misshapen
+    if ignore_mismatched_sizes:
+        found.start_fresh([*shapes, *HEAD])
+    only_head = {*found.missing, *found.misshapen} <= set(HEAD)
+    hint = "\nTo start with a fresh classifier in its place, pass ignore_mismatched_sizes=True." if only_head else ""
+    found.refuse(f"the checkpoint {checkpoint.weights_path}", hint)
+    if found.fresh:
+        differ = [f"{name} (the file: {shapes[name][1]}, the model: {shapes[name][0]})" if name in shapes else
+                  f"{name} (not in the file, the model: {own[name].shape})" for name in found.fresh]  # fmt: skip
+        more = f" and {len(differ) - 10} more" if len(differ) > 10 else ""
+        fresh = f"not taken from {checkpoint.weights_path} but drawn anew, so to be trained: {', '.join(differ[:10])}{more}"
+        warnings.warn(fresh, UserWarning, stacklevel=4)
+    return found
+
+
+def _fill(own: Mapping[str, np.ndarray], checkpoint: Checkpoint, found: Match, allow_nonfinite: bool) -> None:
+    """Copy the numbers in, in the order of names, in which the digest of an .h5 file was made."""
+    digest = hashlib.sha256()
+    for name in sorted(found.copy):
+        numbers = checkpoint.read(name)
+        _hash(digest, name, numbers)
+        _copy(own[name], numbers, checkpoint.describe(name), allow_nonfinite)
+        if name.endswith("running_var") and (own[name] < 0).any():
+            raise ValueError(f"{checkpoint.describe(name)} has negative variances: the file is damaged")
+    everything = len(found.copy) == len(checkpoint.shapes) == len(own)
+    if everything and checkpoint.sha256 and digest.hexdigest() != checkpoint.sha256:
+        raise ValueError(f"{checkpoint.path} is damaged: its tensors do not have the sha256 that it was written with")
+
+
 def _copy(target: np.ndarray, numbers: np.ndarray, name: str, allow_nonfinite: bool) -> None:
-    """numbers -> target, of float32 or int64. NaN and infinity, also those that float64 becomes in float32, are refused."""
+    """numbers -> target, of float or int64. NaN and infinity, also those that float64 becomes in float32, are refused."""
     if numbers.dtype.kind != target.dtype.kind:
         raise ValueError(f"{name} holds {numbers.dtype}, where {target.dtype} is expected")
     with np.errstate(over="ignore", invalid="ignore"):
@@ -302,41 +324,85 @@ def _copy(target: np.ndarray, numbers: np.ndarray, name: str, allow_nonfinite: b
         raise ValueError(f"{name} holds NaN or infinite numbers; to load it all the same, pass allow_nonfinite=True")
 
 
-def _names_for(model: Any, shapes: Mapping[str, tuple]) -> dict[str, str]:
-    """The model's keys -> the checkpoint's, which may have a backbone's where the model has a classifier, or the reverse."""
-    theirs_is_backbone = not any(name.startswith(BACKBONE) for name in shapes)
-    ours_is_backbone = not hasattr(model, "efficientnet")
-    names = {}
-    for key in model.state_dict():
-        name = key
-        if ours_is_backbone and not theirs_is_backbone:
-            name = BACKBONE + key
-        elif theirs_is_backbone and not ours_is_backbone:
-            name = key.removeprefix(BACKBONE) if key.startswith(BACKBONE) else ""
-        if name in shapes:
-            names[key] = name
-    return names
+def _processor(source: Any) -> EfficientNetImageProcessor | None:
+    """A processor itself, that of a preset ("b0".."b7", "lite0": nothing is fetched), or of a folder, a file or a hub id."""
+    if source is None or isinstance(source, EfficientNetImageProcessor):
+        return source
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"image_processor must be an EfficientNetImageProcessor or where to find one, got {source!r:.80}")
+    return (
+        EfficientNetImageProcessor.preset(source) if source in PRESETS else EfficientNetImageProcessor.from_pretrained(source)
+    )
 
 
-def _left_out(own: Mapping[str, np.ndarray], name: str) -> bool:
-    """A backbone, or a model of no labels, has no use for the classifier of the checkpoint that it is loaded from."""
-    return name.startswith("classifier.") and "classifier.weight" not in own
+def wanted_dtype(*wishes: Any) -> np.dtype:
+    """What HF's `torch_dtype` or `dtype` asks for, by name or as torch's or NumPy's: float32 (None and "auto", too) or float64.
+
+    Raises TypeError for all else.
+    """
+    for wish in wishes:
+        name = str(getattr(wish, "__name__", wish)).removeprefix("torch.")
+        if name in ("float64", "double"):
+            return np.dtype(np.float64)
+        if name not in ("None", "auto", "float32", "float"):
+            also = "files in half precision are read as float32, number for number"
+            raise TypeError(f"torch_dtype={name[:80]}: a model computes in float32 (or float64) here; {also}: leave it out")
+    return np.dtype(np.float32)
+
+
+# -- saving -----------------------------------------------------------------------------------------------------------
 
 
 def save_model(model: Any, folder: str | os.PathLike) -> None:
     """`model.save_pretrained`: see there."""
     from safetensors.numpy import save
 
-    folder = Path(folder)
-    config = model.config.to_dict() | {"architectures": [type(model).__name__]}
-    json.dumps(config)  # before anything is written: a field that JSON cannot hold is a TypeError
+    folder, save_id = Path(folder), {SAVE_ID: secrets.token_hex(16)}
+    config = model.config.to_dict() | {"architectures": [type(model).__name__]} | save_id
+    config.pop("transformers_version", None)  # of who wrote the file that this model came from
+    processor = model.image_processor.to_dict() | save_id if model.image_processor is not None else None
+    # All texts before anything is written: what JSON cannot hold is an error.
+    texts = {"preprocessor_config.json": json_text(processor)} if processor else {}
+    texts["config.json"] = json_text(config)
     tensors = {name: np.asarray(array, order="C") for name, array in model.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "model.safetensors") as temporary:
-        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))  # transformers insists on that word
-    write_json(folder, "config.json", config)
-    if model.image_processor is not None:
-        model.image_processor.save_pretrained(folder)
+    with _alone_in(folder), contextlib.ExitStack() as files:
+        # All are on the disk before the first is renamed; the stack renames them last to first: config.json, then the others.
+        temporary = files.enter_context(replacing(folder / "model.safetensors"))
+        temporary.write_bytes(save(tensors, metadata={"format": "pt"} | save_id))  # transformers insists on that word
+        sync(temporary)
+        if processor is None:
+            files.push(lambda kind, *_: _remove_stale_processor(folder) if kind is None else None)
+        for name, text in texts.items():
+            temporary = files.enter_context(replacing(folder / name))
+            temporary.write_text(text, encoding="utf-8")
+            sync(temporary)
+
+
+def _remove_stale_processor(folder: Path) -> None:
+    """Remove the preprocessing of the model that was saved there before. One that was put there by itself stays."""
+    path = folder / "preprocessor_config.json"
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        if SAVE_ID in read_json(path):
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Let one save at a time write to a folder, where the system can lock one; a process that dies leaves no lock."""
+    try:
+        import fcntl
+
+        number = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot
+            fcntl.flock(number, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(number)
 
 
 def save_h5(model: Any, path: str | os.PathLike, source: str = "", revision: str = "") -> str:
@@ -367,23 +433,17 @@ def tensors_sha256(state: Mapping[str, np.ndarray]) -> str:
     """SHA-256 over name, dtype, shape and little-endian bytes of every tensor, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        array = state[name]
-        little = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
-        digest.update(f"{name} {little.dtype.str} {array.shape}\n".encode())
-        digest.update(little.tobytes())
+        _hash(digest, name, state[name])
     return digest.hexdigest()
 
 
+def _hash(digest: Any, name: str, array: np.ndarray) -> None:
+    little = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+    digest.update(f"{name} {little.dtype.str} {array.shape}\n".encode())
+    digest.update(little.tobytes())
+
+
 # -- the files beside the weights -------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Put `path` before the message of a TypeError or ValueError that its contents cause."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{path}: {error!s:.500}") from error
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
@@ -398,110 +458,42 @@ def read_processor_config(path: str | os.PathLike) -> dict[str, Any]:
 
 def _description(path: Path, which: int, name: str) -> dict[str, Any]:
     if path.suffix == ".json":
-        return read_json(path)
-    if path.is_dir():
+        found: dict[str, Any] | None = read_json(path)
+    elif path.is_dir():
         found = _descriptions(path)[which]
     else:
         with Checkpoint(path) as checkpoint:
             found = (checkpoint.config, checkpoint.image_processor)[which]
     if found is None:
         raise FileNotFoundError(f"{path} has no {name}")
+    found.pop(SAVE_ID, None)
+    if which == 0 and "architecture" in found and "model_type" not in found:  # nothing of it would be read: it would be B7
+        raise ValueError(f"{path} has a configuration of timm (architecture {found['architecture']!r:.80}), not Hugging Face's")
     return found
 
 
 def _descriptions(path: Path) -> tuple[dict | None, dict | None]:
     folder = path if path.is_dir() else path.parent
-    config, processor = (in_folder(folder, name) for name in ("config.json", "preprocessor_config.json"))
-    return read_json(config) if config else None, read_json(processor) if processor else None
+    config, processor = (_json_of(folder, name) for name in ("config.json", "preprocessor_config.json"))
+    return config, processor
 
 
-def _weights_of(path: Path) -> Path:
-    if path.is_file():
-        return path
+def _json_of(folder: Path, name: str) -> dict[str, Any] | None:
+    file = open_in_folder(folder, name)
+    return None if file is None else read_json(folder / name, file)
+
+
+def _open_weights_of(path: Path) -> tuple[Path, Any]:
+    """(file, its reader) of a weight file, or of a folder's first one."""
     if not path.is_dir():
-        raise FileNotFoundError(f"there is no file or folder {path}")
+        if not path.is_file():  # a pipe or a device would be read for ever
+            raise FileNotFoundError(f"there is no file or folder {path}")
+        return path, open_weights(path)
     for name in WEIGHT_FILES:
-        found = in_folder(path, name)
-        if found:
-            return found
+        file = open_in_folder(path, name)
+        if file is not None:
+            return path / name, open_weights(path / name, file)
     raise FileNotFoundError(f"the folder {path} holds none of {', '.join(WEIGHT_FILES)}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of at most 2 MB. Raises FileNotFoundError, or ValueError with the file's name."""
-    if not path.is_file():  # a pipe or a device would be read for ever
-        raise FileNotFoundError(f"there is no file {path}")
-    with open(path, "rb") as file:
-        return _parse_json(file.read(MAX_JSON + 1), path)
-
-
-def _parse_json(text: str | bytes, where: object) -> dict[str, Any]:
-    """A JSON object, not too large or deep, without a key twice or a NaN. `where` names it in the ValueError."""
-    if len(text) > MAX_JSON:
-        raise ValueError(f"{where} is larger than {MAX_JSON} bytes, too large for the JSON of a checkpoint")
-
-    def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(pairs)
-        if len(value) != len(pairs):
-            raise ValueError("a key stands twice in one object")
-        return value
-
-    def no_constant(name: str) -> None:
-        raise ValueError(f"{name} is no number of JSON")
-
-    try:
-        text = text.decode() if isinstance(text, bytes) else text
-        if text.count("[") + text.count("{") > MAX_BRACKETS:
-            raise ValueError(f"it has more than {MAX_BRACKETS} objects and lists")
-        value = json.loads(text, object_pairs_hook=no_twins, parse_constant=no_constant)
-        if "\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()  # fails for half a character, such as "\\ud800"
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} does not hold valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} must hold a JSON object, got a {type(value).__name__}")
-    if _deeper_than(value, MAX_DEPTH):
-        raise ValueError(f"{where} has objects and lists more than {MAX_DEPTH} deep in each other")
-    return value
-
-
-def _deeper_than(value: Any, levels: int) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels < 0 or any(_deeper_than(item, levels - 1) for item in inner)
-
-
-def write_json(folder: str | os.PathLike, name: str, value: dict[str, Any]) -> str:
-    """Write `folder`/`name`, making the folder where it is missing, and give the path."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / name) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return str(folder / name)
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it if all goes well and removed if not: the old file or the new, whole.
-
-    A process that is killed leaves its temporary, `.<name>.<16 digits>.tmp`. Nothing reads those; an hour later the next write
-    of the same file removes them.
-    """
-    path = Path(path)
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}.tmp"):
-        with contextlib.suppress(OSError):  # another process may be as quick
-            if time.time() - leftover.stat().st_mtime > 3600:
-                leftover.unlink()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb"):  # not mkstemp: its file would be its owner's alone
-            pass
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 # -- traces: the same file format, other contents (see trace_files.py) ------------------------------------------------

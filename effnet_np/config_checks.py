@@ -16,7 +16,7 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 # No network comes near these; a configuration beyond them is a mistake or an attack, and is refused before memory is spent.
 MAX_WHOLE = 1 << 16  # channels, pixels, repeats, ...
 MAX_BLOCKS = 1000  # B7 has 55
-MAX_WEIGHTS = 1 << 28  # numbers without the classifier; B7 has 64 million
+MAX_WEIGHTS = 1 << 28  # numbers; B7 has 66 million
 MAX_LABELS = 100_000
 
 
@@ -82,10 +82,10 @@ def check_config(config: Any) -> None:
         raise ValueError(f"problem_type must be None or one of {', '.join(PROBLEM_TYPES)}, got {config.problem_type!r:.80}")
 
 
-def num_weights(config: Any) -> int:
-    """How many numbers the network holds, batch statistics included and the classifier not, without building it."""
+def num_weights(config: Any, classifier: bool = True) -> int:
+    """How many numbers the network holds, batch statistics included, with its classifier or without; nothing is built."""
     layers = layer_specs(architecture(config), MAX_WHOLE, MAX_WHOLE)  # the size of the image makes no difference
-    kept = {"conv": 1, "norm": 2, "linear": 0}  # norms hold mean and variance beside what training changes
+    kept = {"conv": 1, "norm": 2, "linear": int(classifier)}  # norms hold mean and variance beside what training changes
     return sum(layer.parameters * kept[layer.kind] for layer in layers)
 
 

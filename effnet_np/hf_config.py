@@ -117,7 +117,13 @@ class EfficientNetConfig:
             raise TypeError("the labels in id2label must be texts")
         if num_labels is not None and num_labels != len(id2label):
             raise ValueError(f"num_labels is {num_labels} but id2label names {len(id2label)} labels: give one of the two")
-        self.id2label = {int(index): label for index, label in id2label.items()}
+        # Whole numbers, as keys, can be chosen so that a dictionary of them takes a minute; not the small ones.
+        if len(id2label) > MAX_LABELS or any(isinstance(label, int) and abs(label) >= 1 << 32 for label in id2label.values()):
+            raise ValueError(f"id2label names more than {MAX_LABELS} labels, or a label is a number of 2^32 or more")
+        numbers = [int(index) for index in id2label]
+        if any(not 0 <= number < len(numbers) for number in numbers):
+            raise ValueError(f"id2label must number its {len(numbers)} labels from 0 without a gap")
+        self.id2label = dict(zip(numbers, id2label.values(), strict=True))
         if sorted(self.id2label) != list(range(len(self.id2label))):
             raise ValueError(f"id2label must number its {len(self.id2label)} labels from 0 without a gap")
         self.label2id = dict(label2id) if label2id else {label: index for index, label in self.id2label.items()}

@@ -9,13 +9,16 @@ import os
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from effnet_np.architecture import PRESETS
+from effnet_np.files import is_plain_name, read_json
 from effnet_np.weights import manifest
 
 OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download", "subfolder")
 FILE_SUFFIXES = (".h5", ".hdf5", ".pth", ".pt", ".bin", ".safetensors", ".json")
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+MAX_SHARDS = 256
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 
 
@@ -49,7 +52,6 @@ def _download(repo_id: str, weights: bool, options: dict[str, Any]) -> Path:
     except ImportError as error:
         text = f"to fetch {repo_id} from the hub, install the extra: pip install 'effnet_np[hub]'"
         raise ImportError(f"{text}; or pass a folder that holds it") from error
-    from effnet_np.checkpoint import WEIGHT_FILES, read_weight_map
 
     def fetch(filename: str, needed: bool = True) -> Path | None:
         try:
@@ -89,3 +91,16 @@ def _not_cached(repo_id: str, filename: str, options: dict[str, Any]) -> str:
         f"{filename} of {repo_id} is not in the cache on this machine and the hub cannot be asked for it (offline, or "
         f"local_files_only). With a connection, this command fetches it: {command}"
     )
+
+
+def read_weight_map(index: Path, file: BinaryIO | None = None) -> dict[str, str]:
+    """An index file's map from tensor names to file names, all of them weight files of the index's own folder."""
+    weight_map = read_json(index, file).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index} has no weight_map from tensor names to file names")
+    for name in set(weight_map.values()):
+        if not is_plain_name(name) or not name.endswith((".safetensors", ".bin")):
+            raise ValueError(f"{index} names {name[:80]!r}, which is not a weight file of the same folder")
+    if len(set(weight_map.values())) > MAX_SHARDS:
+        raise ValueError(f"{index} names more than {MAX_SHARDS} shards")
+    return weight_map

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from effnet_np.match import match
 from effnet_np.module_tree import tree
 from effnet_np.outputs import read_only
 from effnet_np.placement import no_device, wanted_dtype
@@ -139,20 +140,16 @@ class Module:
 
         Raises ValueError for a shape that differs, and, if `strict`, for a key that is missing or unexpected.
         """
-        own = {key: (module, name) for key, module, name in self._state()}
-        missing = [key for key in own if key not in state]
-        unexpected = [key for key in state if key not in own]
-        shapes = {key: np.shape(value) for key, value in state.items() if key in own}
-        misshapen = [
-            f"{key}: expected {getattr(*own[key]).shape}, got {shape}"
-            for key, shape in shapes.items()
-            if getattr(*own[key]).shape != shape
-        ]
-        refuse_mismatch(missing if strict else [], unexpected if strict else [], misshapen)
-        for key, (module, name) in own.items():
-            if key in state:  # into the array that is there: whoever holds it (an optimiser, a state dict) sees the new numbers
-                getattr(module, name)[...] = state[key]
-        return LoadResult(missing, unexpected)
+        own = self.state_dict()
+        shapes = {key: np.shape(value) for key, value in state.items()}
+        found = match({key: array.shape for key, array in own.items()}, shapes)
+        result = LoadResult(found.missing, found.unexpected)
+        if not strict:
+            found.missing, found.unexpected = [], []
+        found.refuse("the state dict")
+        for key in found.copy:  # into the array that is there: whoever holds it (an optimiser) sees the new numbers
+            own[key][...] = state[key]
+        return result
 
     # -- what PyTorch's users call --------------------------------------------------------------------------------
 
@@ -219,14 +216,3 @@ class ModuleList(Module):
 
     def __iter__(self) -> Iterator[Module]:
         return iter(self._children.values())
-
-
-def refuse_mismatch(missing: list[str], unexpected: list[str], misshapen: list[str], where: str = "the state dict") -> None:
-    """One ValueError that lists everything in which a state dict and a model differ; nothing where all is well."""
-    faults = []
-    for title, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshapen)):
-        if names:
-            rest = f"\n    ... and {len(names) - 20} more" if len(names) > 20 else ""
-            faults.append(f"  {title} ({len(names)}):\n    " + "\n    ".join(names[:20]) + rest)
-    if faults:
-        raise ValueError(f"{where} does not fit this model:\n" + "\n".join(faults))

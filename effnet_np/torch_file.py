@@ -2,7 +2,7 @@
 
 Such a file is a pickle, a program for a small stack machine, beside raw numbers. A pickle may name any function of any
 module and call it, which is why loading one from a stranger is dangerous. So this is a stack machine of our own, which
-knows the few instructions that a state dict needs and four names; anything else is an error that says where it stands.
+knows the few instructions that a checkpoint needs and a few names; anything else is an error that says where it stands.
 
 Two formats hold such pickles. Since PyTorch 1.6: a zip with `<folder>/data.pkl` and one entry `<folder>/data/<key>` a
 storage. Before it ("legacy"): five pickles one after the other (a magic number, the protocol, facts on the machine, the
@@ -17,18 +17,58 @@ import os
 import pickletools
 import struct
 import zipfile
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
+
+from effnet_np.files import open_file
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 # What a state dict needs, several times over. A byte of a pickle can become a hundred in memory, so these also bound memory.
 MAX_PICKLE = 2 << 20  # bytes of a pickle, and of a zip's list of entries; B7's take 0.2 MB each
 MAX_STEPS = 300_000  # instructions; B7's takes 50,000
 MAX_TEXT = 1000  # characters of a name
-DTYPES: dict[str, np.dtype] = {"torch FloatStorage": np.dtype("<f4"), "torch LongStorage": np.dtype("<i8")}
-ALLOWED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", *DTYPES}
+MAX_KEY = 1 << 32  # a whole number as a key: larger ones can be chosen so that all of them fall into one place of the table
+
+BFLOAT16 = np.dtype([("upper_half", "<u2")])  # the upper 16 bits of a float32; NumPy has no such type
+DTYPES: dict[str, np.dtype] = {
+    "torch FloatStorage": np.dtype("<f4"),
+    "torch DoubleStorage": np.dtype("<f8"),
+    "torch HalfStorage": np.dtype("<f2"),
+    "torch BFloat16Storage": BFLOAT16,
+    "torch LongStorage": np.dtype("<i8"),
+    "torch IntStorage": np.dtype("<i4"),
+    "torch ShortStorage": np.dtype("<i2"),
+    "torch CharStorage": np.dtype("i1"),
+    "torch ByteStorage": np.dtype("u1"),
+    "torch BoolStorage": np.dtype("?"),
+}
+ORDERED_DICT, REBUILD_TENSOR, REBUILD_PARAMETER = (
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+)
+# What checkpoints of a training hold beside tensors: options, scores. None of it is made: it stays a name without contents.
+INERT = {
+    "argparse Namespace",
+    "torch Size",
+    "torch device",
+    "numpy dtype",
+    "numpy.core.multiarray scalar",
+    "numpy._core.multiarray scalar",
+    "_codecs encode",  # what is in a NumPy number
+}
+ALLOWED = {ORDERED_DICT, REBUILD_TENSOR, REBUILD_PARAMETER, *DTYPES, *INERT}
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    """bfloat16 -> float32, bit for bit the same number; other arrays as they are."""
+    if array.dtype != BFLOAT16:
+        return array
+    return (array["upper_half"].astype("<u4") << 16).view("<f4")
 
 
 @dataclass(frozen=True)
@@ -38,6 +78,10 @@ class Storage:
     key: str
     dtype: np.dtype
     numel: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -51,42 +95,93 @@ class TensorView:
 
 
 class TorchFile:
-    """An open .bin or .pth file: `shapes` of all tensors by name, and `read(name)` for the numbers of one."""
+    """An open .bin or .pth file: `shapes` of all tensors by name, and `read(name)` for the numbers of one.
 
-    def __init__(self, path: str | os.PathLike):
+    The tensors of a checkpoint of a training lie deeper, under "state_dict" or "model": `found_in` is that name ("" where they
+    do not), and `beside` names what else is there.
+    """
+
+    def __init__(self, path: str | os.PathLike, file: BinaryIO | None = None):
         self.path = os.fspath(path)
-        self._file = _PatientFile(self.path)
+        self._opened = open_file(path) if file is None else file
+        self._file = _PatientFile(self._opened.fileno(), closefd=False)
         try:
-            self._size = os.fstat(self._file.fileno()).st_size
-            self._zip = zipfile.ZipFile(self._file) if self._file.read(4) == b"PK\3\4" else None  # PyTorch's own question
-            state = self._legacy_state() if self._zip is None else self._zip_state(self._zip)
+            is_zip = self._file.read(4) == b"PK\3\4"  # PyTorch's own question
+            self._storages: Storages = ZipStorages(self._file) if is_zip else LegacyStorages(self._file)
+            state, self.found_in, self.beside = state_in(self._storages.contents)
+            self._storages.locate()
             self._views = {name: check_view(name, view) for name, view in state.items()}
             self._check_storages()
         except Exception as error:  # a damaged zip is a BadZipFile, RuntimeError, NotImplementedError, OSError, ...
             self.close()
             raise ValueError(f"{self.path} is not a readable PyTorch checkpoint: {error!s:.500}") from error
         self.shapes = {name: view.shape for name, view in self._views.items()}
+        self._readers = Counter(view.storage.key for view in self._views.values())  # tensors of each storage, not read yet
+        self._shared: dict[str, bytes] = {}  # storages that more tensors need
 
     def close(self) -> None:
+        self._shared = {}
         self._file.close()
+        self._opened.close()
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor's numbers, in an array of its own."""
+        """The tensor's numbers, in an array of its own; bfloat16 as float32, which holds each of its numbers.
+
+        A storage is read once, and kept until the last of its tensors is: all that is kept is less than the file.
+        """
         view = self._views[name]
+        key = view.storage.key
         try:
-            data = self._bytes(view.storage)
+            data = self._shared.pop(key, None) or self._storages.read(view.storage)
         except Exception as error:  # as above
             raise ValueError(f"{self.path} is damaged at {name:.80}: {error!s:.500}") from error
-        if len(data) != view.storage.numel * view.storage.dtype.itemsize:
+        if len(data) != view.storage.nbytes:
             raise ValueError(f"{self.path} is damaged at {name}: it ends too early")
+        self._readers[key] -= 1
+        if self._readers[key] > 0:
+            self._shared[key] = data
         storage = np.frombuffer(data, view.storage.dtype)
         strides = tuple(stride * storage.itemsize for stride in view.strides)
-        return np.array(np.lib.stride_tricks.as_strided(storage[view.offset :], view.shape, strides))
+        return widened(np.array(np.lib.stride_tricks.as_strided(storage[view.offset :], view.shape, strides)))
 
-    # -- where the numbers are --------------------------------------------------------------------------------------
+    def _check_storages(self) -> None:
+        used = {view.storage for view in self._views.values()}
+        for name, view in self._views.items():
+            self._storages.check(name, view.storage)
+        total = sum(storage.nbytes for storage in used)
+        if total > os.fstat(self._file.fileno()).st_size:  # entries of a zip may lie about their place, or share one
+            raise ValueError(f"its storages would hold {total} bytes, more than the whole file")
+        self.numbers = sum(storage.numel for storage in used)
 
-    def _zip_state(self, archive: zipfile.ZipFile) -> dict:
-        names = archive.namelist()
+
+class _PatientFile(io.FileIO):
+    """A file that gives at most MAX_PICKLE bytes at a time: zipfile asks for a zip's list of entries at once, however long."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(MAX_PICKLE if size is None or size < 0 else min(size, MAX_PICKLE))
+
+
+# -- where the numbers are --------------------------------------------------------------------------------------------
+
+
+class Storages(Protocol):
+    """One of the two formats: what its pickle holds, and the numbers of each storage."""
+
+    contents: Any
+
+    def locate(self) -> None: ...
+
+    def check(self, name: str, storage: Storage) -> None: ...
+
+    def read(self, storage: Storage) -> bytes: ...
+
+
+class ZipStorages:
+    """Since PyTorch 1.6: an entry `<folder>/data/<key>` a storage, stored and not compressed, with a checksum."""
+
+    def __init__(self, file: _PatientFile):
+        self._zip = zipfile.ZipFile(file)
+        names = self._zip.namelist()
         for name in names:
             if name.startswith("/") or "\\" in name or ".." in name.split("/"):
                 raise ValueError(f"its entry {name[:80]!r} is named like a path to another folder")
@@ -98,11 +193,26 @@ class TorchFile:
         self._folder = pickles[0].removesuffix("data.pkl")
         if self._folder + "byteorder" in names and self._entry("byteorder", at_most=6) != b"little":
             raise ValueError("its numbers are big-endian, which this reader does not know")
-        return read_state(io.BytesIO(self._entry("data.pkl", at_most=MAX_PICKLE)))
+        self.contents = run_pickle(io.BytesIO(self._entry("data.pkl", at_most=MAX_PICKLE)))
+
+    def locate(self) -> None:
+        pass  # the zip's list of entries says where they are
+
+    def check(self, name: str, storage: Storage) -> None:
+        try:
+            info = self._zip.getinfo(f"{self._folder}data/{storage.key}")
+        except KeyError:
+            raise ValueError(f"the numbers of {name} (storage {storage.key!r}) are not in the file") from None
+        sizes = {info.file_size, info.compress_size}
+        if info.compress_type != zipfile.ZIP_STORED or sizes != {storage.nbytes}:
+            wrong = f"should be {storage.nbytes} uncompressed bytes, the file has {info.compress_size}"
+            raise ValueError(f"the numbers of {name} {wrong}")
+
+    def read(self, storage: Storage) -> bytes:
+        return self._entry(f"data/{storage.key}", at_most=storage.nbytes)
 
     def _entry(self, name: str, at_most: int) -> bytes:
         """An entry of the zip, which is stored as PyTorch stores them all: a compressed one may be a bomb."""
-        assert self._zip is not None
         info = self._zip.getinfo(self._folder + name)
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise ValueError(f"its entry {name} is compressed, which PyTorch never does")
@@ -111,82 +221,77 @@ class TorchFile:
         with self._zip.open(info) as entry:  # piece by piece: the sizes above are only claims
             return b"".join(iter(lambda: entry.read(1 << 20), b""))
 
-    def _legacy_state(self) -> dict:
-        self._file.seek(0)
-        stream = io.BytesIO(self._file.read(MAX_PICKLE))
+
+class LegacyStorages:
+    """Before: magic number, protocol, facts on the machine, state dict, storage keys; then an int64 count and numbers a key."""
+
+    def __init__(self, file: _PatientFile):
+        self._file = file
+        file.seek(0)
+        stream = io.BytesIO(file.read(MAX_PICKLE))
         if run_pickle(stream) != MAGIC_NUMBER:
             raise ValueError("it starts neither as a zip nor with the number that PyTorch's older files start with")
         protocol, system = run_pickle(stream), run_pickle(stream)
         if protocol != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
             raise ValueError("its header is not that of protocol 1001 with little-endian numbers")
-        state = read_state(stream)
-        keys = run_pickle(stream)
+        self._stream, self._storages, self._starts = stream, dict[str, Storage](), dict[str, int]()
+        self.contents = run_pickle(stream, self._storages)
+
+    def locate(self) -> None:
+        keys = run_pickle(self._stream)
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
             raise ValueError("its list of storages is not a list of different names")
-        storages = {view.storage.key: view.storage for view in state.values()}
-        self._starts, position = {}, stream.tell()
+        position, size = self._stream.tell(), os.fstat(self._file.fileno()).st_size
         for key in keys:
-            if key not in storages:
-                raise ValueError(f"storage {key!r} belongs to no tensor")
-            storage = storages[key]
+            if key not in self._storages:
+                raise ValueError(f"storage {key!r:.80} belongs to no tensor")
+            storage = self._storages[key]
             self._file.seek(position)
             (count,) = struct.unpack("<q", self._file.read(8).ljust(8, b"\xff"))
-            if count != storage.numel or position + 8 + count * storage.dtype.itemsize > self._size:
+            if count != storage.numel or position + 8 + storage.nbytes > size:
                 raise ValueError(f"storage {key!r} should hold {storage.numel} numbers; the file says {count}, or ends sooner")
             self._starts[key] = position + 8
-            position += 8 + count * storage.dtype.itemsize
-        return state
+            position += 8 + storage.nbytes
 
-    def _check_storages(self) -> None:
-        seen: dict[str, Storage] = {}
-        for name, view in self._views.items():
-            storage, expected = view.storage, view.storage.numel * view.storage.dtype.itemsize
-            if seen.setdefault(storage.key, storage) != storage:
-                raise ValueError(f"two tensors describe storage {storage.key!r} differently")
-            if self._zip is None:
-                if storage.key not in self._starts:
-                    raise ValueError(f"the numbers of {name} (storage {storage.key!r}) are not in the file")
-                continue
-            try:
-                info = self._zip.getinfo(f"{self._folder}data/{storage.key}")
-            except KeyError:
-                raise ValueError(f"the numbers of {name} (storage {storage.key!r}) are not in the file") from None
-            if info.compress_type != zipfile.ZIP_STORED or info.file_size != expected or info.compress_size != expected:
-                wrong = f"should be {expected} uncompressed bytes, the file has {info.compress_size}"
-                raise ValueError(f"the numbers of {name} {wrong}")
-        total = sum(storage.numel * storage.dtype.itemsize for storage in seen.values())
-        if total > self._size:  # entries of a zip may lie about their place, or share one
-            raise ValueError(f"its storages would hold {total} bytes, more than the whole file")
+    def check(self, name: str, storage: Storage) -> None:
+        if storage.key not in self._starts:
+            raise ValueError(f"the numbers of {name} (storage {storage.key!r}) are not in the file")
 
-    def _bytes(self, storage: Storage) -> bytes:
-        size = storage.numel * storage.dtype.itemsize
-        if self._zip is not None:
-            return self._entry(f"data/{storage.key}", at_most=size)
+    def read(self, storage: Storage) -> bytes:
         self._file.seek(self._starts[storage.key])
-        return b"".join(self._file.read(min(MAX_PICKLE, size - done)) for done in range(0, size, MAX_PICKLE))
+        return b"".join(
+            self._file.read(min(MAX_PICKLE, storage.nbytes - done)) for done in range(0, storage.nbytes, MAX_PICKLE)
+        )
 
 
-class _PatientFile(io.FileIO):
-    """A file that gives at most MAX_PICKLE bytes at a time: zipfile asks for a zip's list of entries at once, however long."""
+# -- the state dict in what a pickle holds ----------------------------------------------------------------------------
 
-    def read(self, size: int | None = -1) -> bytes:
-        return super().read(MAX_PICKLE if size is None or size < 0 else min(size, MAX_PICKLE))
+# Where trainings keep it; the first that is there is meant.
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
+
+
+def state_in(contents: Any) -> tuple[dict[str, TensorView], str, list[str]]:
+    """(the tensors by name, under which name they were found, what else is there). Raises ValueError where there are none."""
+    found_in, beside = "", list[str]()
+    for _ in range(3):
+        if not isinstance(contents, dict):
+            raise ValueError(f"it holds a {_kind(contents)}, not a dictionary of tensors")
+        wrappers = [name for name in WRAPPERS if isinstance(contents.get(name), dict)]
+        if not wrappers:
+            break
+        beside += [str(name) for name in contents if name != wrappers[0]]
+        found_in, contents = (f"{found_in}.{wrappers[0]}" if found_in else wrappers[0]), contents[wrappers[0]]
+    for name, value in contents.items():
+        if not isinstance(name, str) or not isinstance(value, TensorView):
+            raise ValueError(f"entry {str(name)[:80]!r} is a {_kind(value)}, not a tensor under a name")
+    return contents, found_in, beside
+
+
+def _kind(value: Any) -> str:
+    return value.name.replace(" ", ".") if isinstance(value, Inert | _Global) else type(value).__name__
 
 
 # -- the stack machine ------------------------------------------------------------------------------------------------
-
-
-def read_state(stream: BinaryIO) -> dict[str, TensorView]:
-    """Run one pickle that must leave a dictionary from names to tensors."""
-    state = run_pickle(stream)
-    if not isinstance(state, dict):
-        raise ValueError(f"it holds a {type(state).__name__}, not a dictionary of tensors")
-    if set(state) == {"state_dict"} and isinstance(state["state_dict"], dict):
-        state = state["state_dict"]
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, TensorView):
-            raise ValueError(f"entry {str(name)[:80]!r} is a {type(value).__name__}, not a tensor under a name")
-    return state
 
 
 @dataclass(frozen=True)
@@ -194,108 +299,175 @@ class _Global:
     name: str
 
 
+@dataclass(frozen=True)
+class Inert:
+    """What would be an object of a class that no tensor needs: only the name of its class."""
+
+    name: str
+
+
 _MARK = object()
 
 
-def run_pickle(stream: BinaryIO) -> Any:
-    """What one pickle makes, of numbers, strings, tuples, lists, dictionaries and tensors alone. Raises ValueError."""
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
-    position = None
+class _Machine:
+    """The stack machine's state, and where it stands. An instruction is a method below, or a value that is pushed."""
+
+    def __init__(self, storages: dict[str, Storage]):
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.storages = storages
+        self.opcode, self.position = "", 0
+
+    def pop_to_mark(self) -> list:
+        items = []
+        while (item := self.stack.pop()) is not _MARK:
+            items.append(item)
+        return items[::-1]
+
+    def expect(self, value: Any, kind: Any) -> Any:
+        if not isinstance(value, kind):
+            raise ValueError(f"at byte {self.position} its pickle applies {self.opcode} to a {_kind(value)}")
+        return value
+
+    # -- instructions: each takes the argument that follows it in the file ----------------------------------------------
+
+    def nothing(self, _: Any) -> None:
+        pass
+
+    def push(self, argument: Any) -> None:
+        self.stack.append(argument)
+
+    def put(self, argument: Any) -> None:
+        self.memo[argument] = self.stack[-1]
+
+    def memoize(self, _: Any) -> None:
+        self.memo[len(self.memo)] = self.stack[-1]
+
+    def get(self, argument: Any) -> None:
+        self.stack.append(self.memo[argument])
+
+    def tuple_of(self, count: int) -> None:
+        if len(self.stack) < count:
+            raise IndexError
+        self.stack[-count:] = [tuple(self.stack[-count:])]
+
+    def tuple_to_mark(self, _: Any) -> None:
+        self.stack.append(tuple(self.pop_to_mark()))
+
+    def append(self, _: Any) -> None:
+        items = [self.stack.pop()] if self.opcode == "APPEND" else self.pop_to_mark()
+        self.expect(self.stack[-1], list).extend(items)
+
+    def set_items(self, _: Any) -> None:
+        items = [self.stack.pop() for _ in range(2)][::-1] if self.opcode == "SETITEM" else self.pop_to_mark()
+        target = self.expect(self.stack[-1], dict)
+        if len(items) % 2:
+            raise ValueError(f"at byte {self.position} its pickle sets a key without a value")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if isinstance(self.expect(key, (str, int)), int) and not 0 <= key < MAX_KEY:
+                raise ValueError(f"at byte {self.position} its pickle has a number for a key that is not below {MAX_KEY}")
+            target[key] = value
+
+    def name(self, argument: str) -> None:
+        if argument not in ALLOWED:
+            named = argument.replace(" ", ".")[:200]
+            raise ValueError(f"at byte {self.position} its pickle names {named!r}, which a state dict does not need")
+        self.stack.append(_Global(argument))
+
+    def call(self, _: Any) -> None:
+        """OrderedDict(), _rebuild_tensor_v2(storage, offset, size, stride, ...), _rebuild_parameter(tensor, ...), by name."""
+        arguments = self.stack.pop()
+        function = self.expect(self.stack.pop(), _Global).name
+        if function in INERT:
+            return self.stack.append(Inert(function))
+        if function == ORDERED_DICT and arguments == ():
+            return self.stack.append({})
+        if isinstance(arguments, tuple) and arguments:
+            if function == REBUILD_PARAMETER and isinstance(arguments[0], TensorView):
+                return self.stack.append(arguments[0])
+            if function == REBUILD_TENSOR and len(arguments) in (6, 7):
+                storage, offset, shape, strides = arguments[:4]
+                if isinstance(storage, Storage) and _counts((offset,)) and _counts(shape) and _counts(strides):
+                    return self.stack.append(TensorView(storage, offset, shape, strides))
+        called = f"calls {function.replace(' ', '.')} with arguments that it does not take"
+        raise ValueError(f"at byte {self.position} its pickle {called}")
+
+    def new_object(self, _: Any) -> None:
+        arguments, cls = self.stack.pop(), self.expect(self.stack.pop(), _Global)
+        if arguments != () or cls.name not in INERT:
+            raise ValueError(f"at byte {self.position} its pickle applies NEWOBJ to {cls.name.replace(' ', '.')}")
+        self.stack.append(Inert(cls.name))
+
+    def build(self, _: Any) -> None:
+        """Attributes, which nothing here reads: OrderedDict's `_metadata` holds version numbers, the others' are theirs."""
+        attributes = self.stack.pop()
+        if not isinstance(self.stack[-1], Inert):
+            self.expect(attributes, dict)
+            self.expect(self.stack[-1], dict)
+
+    def storage(self, _: Any) -> None:
+        """("storage", type, key, location, numel) and, in legacy files, a view of it, which must be None."""
+        identity = self.stack.pop()
+        if isinstance(identity, tuple) and len(identity) in (5, 6) and identity[5:] in ((), (None,)):
+            tag, kind, key, _, numel = identity[:5]
+            is_key = isinstance(key, str) and key.isalnum()
+            if tag == "storage" and isinstance(kind, _Global) and kind.name in DTYPES and is_key and _counts((numel,)):
+                storage = Storage(key, DTYPES[kind.name], numel)
+                if self.storages.setdefault(key, storage) != storage:
+                    raise ValueError(f"two tensors describe storage {key!r:.80} differently")
+                return self.stack.append(storage)
+        raise ValueError(f"at byte {self.position} its pickle refers to something that is not a storage of numbers")
+
+
+INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(("PROTO", "FRAME"), _Machine.nothing),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINFLOAT"), _Machine.push),
+    "NONE": lambda machine, _: machine.push(None),
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "MARK": lambda machine, _: machine.push(_MARK),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.put),
+    "MEMOIZE": _Machine.memoize,
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), _Machine.get),
+    "TUPLE1": lambda machine, _: machine.tuple_of(1),
+    "TUPLE2": lambda machine, _: machine.tuple_of(2),
+    "TUPLE3": lambda machine, _: machine.tuple_of(3),
+    "TUPLE": _Machine.tuple_to_mark,
+    **dict.fromkeys(("APPEND", "APPENDS"), _Machine.append),
+    **dict.fromkeys(("SETITEM", "SETITEMS"), _Machine.set_items),
+    "GLOBAL": _Machine.name,
+    "BINPERSID": _Machine.storage,
+    "REDUCE": _Machine.call,
+    "NEWOBJ": _Machine.new_object,
+    "BUILD": _Machine.build,
+}
+
+
+def run_pickle(stream: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
+    """What one pickle makes, of numbers, strings, tuples, lists, dictionaries and tensors alone. Raises ValueError.
+
+    The storages that it refers to are put into `storages`, by key.
+    """
+    machine = _Machine({} if storages is None else storages)
     try:
         for steps, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
+            machine.opcode, machine.position = opcode.name, position or 0
             if steps >= MAX_STEPS:
                 raise ValueError(f"its pickle takes more than {MAX_STEPS} steps")
             if isinstance(argument, (str, bytes)) and len(argument) > MAX_TEXT:
                 raise ValueError(f"at byte {position} its pickle holds a text of {len(argument)} characters, as no name has")
             if opcode.name == "STOP":
-                return stack.pop()
-            _step(opcode.name, argument, position, stack, memo)
+                return machine.stack.pop()
+            if opcode.name not in INSTRUCTIONS:
+                unknown = f"uses the instruction {opcode.name}, which a state dict does not need"
+                raise ValueError(f"at byte {position} its pickle {unknown}")
+            INSTRUCTIONS[opcode.name](machine, argument)
     except (IndexError, KeyError, TypeError, struct.error, UnicodeError) as error:  # nothing on the stack, no such memo, ...
-        raise ValueError(f"at byte {position} its pickle is malformed ({type(error).__name__})") from error
+        raise ValueError(f"at byte {machine.position} its pickle is malformed ({type(error).__name__})") from error
     raise ValueError("its pickle ends too early")
-
-
-def _step(name: str, argument: Any, position: int | None, stack: list, memo: dict) -> None:
-    if name in ("PROTO", "FRAME"):
-        pass
-    elif name in ("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINFLOAT"):
-        stack.append(argument)
-    elif name in ("NONE", "NEWTRUE", "NEWFALSE"):
-        stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
-    elif name in ("BINPUT", "LONG_BINPUT"):
-        memo[argument] = stack[-1]
-    elif name == "MEMOIZE":
-        memo[len(memo)] = stack[-1]
-    elif name in ("BINGET", "LONG_BINGET"):
-        stack.append(memo[argument])
-    elif name == "MARK":
-        stack.append(_MARK)
-    elif name in ("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT"):
-        stack.append({"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}[name]())
-    elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-        count = int(name[-1])
-        stack[-count:] = [tuple(stack[-count:])]
-    elif name == "TUPLE":
-        stack.append(tuple(_pop_to_mark(stack)))
-    elif name in ("APPEND", "APPENDS"):
-        items = [stack.pop()] if name == "APPEND" else _pop_to_mark(stack)
-        _expect(stack[-1], list, name, position).extend(items)
-    elif name in ("SETITEM", "SETITEMS"):
-        items = [stack.pop() for _ in range(2)][::-1] if name == "SETITEM" else _pop_to_mark(stack)
-        target = _expect(stack[-1], dict, name, position)
-        if len(items) % 2:
-            raise ValueError(f"at byte {position} its pickle sets a key without a value")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_expect(key, (str, int), name, position)] = value
-    elif name == "GLOBAL":
-        if argument not in ALLOWED:
-            named = argument.replace(" ", ".")[:200]
-            raise ValueError(f"at byte {position} its pickle names {named!r}, which a state dict does not need")
-        stack.append(_Global(argument))
-    elif name == "BINPERSID":
-        stack.append(_storage(stack.pop(), position))
-    elif name == "REDUCE":
-        arguments, function = stack.pop(), stack.pop()
-        stack.append(_reduce(_expect(function, _Global, name, position).name, arguments, position))
-    elif name == "BUILD":  # OrderedDict's attributes: `_metadata`, which holds version numbers only
-        _expect(stack.pop(), dict, name, position)
-        _expect(stack[-1], dict, name, position)
-    else:
-        raise ValueError(f"at byte {position} its pickle uses the instruction {name}, which a state dict does not need")
-
-
-def _pop_to_mark(stack: list) -> list:
-    items = []
-    while (item := stack.pop()) is not _MARK:
-        items.append(item)
-    return items[::-1]
-
-
-def _expect(value: Any, kind: Any, name: str, position: int | None) -> Any:
-    if not isinstance(value, kind):
-        raise ValueError(f"at byte {position} its pickle applies {name} to a {type(value).__name__}")
-    return value
-
-
-def _reduce(function: str, arguments: Any, position: int | None) -> Any:
-    """The only two calls: OrderedDict() and _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)."""
-    if function == "collections OrderedDict" and arguments == ():
-        return {}
-    if function == "torch._utils _rebuild_tensor_v2" and isinstance(arguments, tuple) and len(arguments) in (6, 7):
-        storage, offset, shape, strides = arguments[:4]
-        if isinstance(storage, Storage) and _counts((offset,)) and _counts(shape) and _counts(strides):
-            return TensorView(storage, offset, shape, strides)
-    raise ValueError(f"at byte {position} its pickle calls {function.replace(' ', '.')} with arguments that it does not take")
-
-
-def _storage(identity: Any, position: int | None) -> Storage:
-    """("storage", type, key, location, numel) and, in legacy files, a view of it, which must be None."""
-    if isinstance(identity, tuple) and len(identity) in (5, 6) and identity[0] == "storage" and identity[5:] in ((), (None,)):
-        kind, key, numel = identity[1], identity[2], identity[4]
-        if isinstance(kind, _Global) and kind.name in DTYPES and isinstance(key, str) and key.isalnum() and _counts((numel,)):
-            return Storage(key, DTYPES[kind.name], numel)
-    raise ValueError(f"at byte {position} its pickle refers to something that is not a storage of float32 or int64 numbers")
 
 
 def _counts(values: Any) -> bool:

@@ -117,7 +117,7 @@ pickle_attack("global without a call", "names 'os.environ'", state(b"cos\nenviro
 pickle_attack("global by the stack", "instruction STACK_GLOBAL", state(text("posix") + text("system") + b"\x93"))
 pickle_attack("global by INST", "instruction INST", state(b"(iposix\nsystem\n"))
 pickle_attack("call by OBJ", "instruction OBJ", state(b"(ccollections\nOrderedDict\no"))
-pickle_attack("call by NEWOBJ", "instruction NEWOBJ", state(b"ccollections\nOrderedDict\n)\x81"))
+pickle_attack("call by NEWOBJ", "applies NEWOBJ to collections.OrderedDict", state(b"ccollections\nOrderedDict\n)\x81"))
 pickle_attack("extension registry", "instruction EXT1", state(b"\x82\x01"))
 pickle_attack("persistent id as text", "instruction PERSID", state(b"P0\n"))
 pickle_attack("number as text", "instruction INT", state(b"I1\n"))
@@ -148,12 +148,40 @@ pickle_attack("nested 100,000 deep", "is a tuple, not a tensor", state(b")" + b"
 pickle_attack("list in itself", "is a list, not a tensor", state(b"]q\0h\0a"))
 pickle_attack("a million steps", "takes more than 300000 steps", state(b"N" + b"q\0h\0" * 400_000))
 pickle_attack("a million dictionaries", "takes more than 300000 steps", state(b"(" + b"}" * 1_000_000 + b"t"))
+# Python's hash of a whole number is its remainder by 2^61 - 1: these fall into one place of a dictionary, the next one beside it.
+colliding = b"".join(b"\x8a\x0b" + (index * ((1 << 61) - 1)).to_bytes(11, "little") + b"N" for index in range(50_000))
+pickle_attack("keys that collide", "has a number for a key that is not below", state(b"}(" + colliding + b"u"))
+pickle_attack("a key below zero", "has a number for a key that is not below", state(b"}" + number(-1) + b"Ns"))
+pickle_attack("Namespace as a weight", "is a argparse.Namespace, not a tensor", state(b"cargparse\nNamespace\n)\x81}b"))
+pickle_attack(
+    "Namespace made of a tensor", "applies NEWOBJ to argparse", state(b"cargparse\nNamespace\n" + tensor() + b"\x85\x81")
+)
+pickle_attack("a function as a weight", "is a _codecs.encode, not a tensor", state(b"c_codecs\nencode\n"))
+pickle_attack("a NumPy number as a weight", "is a numpy.dtype, not a tensor", state(b"cnumpy\ndtype\n" + doubling + b"R"))
+pickle_attack("attributes of a function", "applies BUILD to a torch._utils", state(b"ctorch._utils\n_rebuild_tensor_v2\n}b"))
+pickle_attack(
+    "parameter of no tensor", "calls torch._utils._rebuild_parameter", state(b"ctorch._utils\n_rebuild_parameter\n(}\x89tR")
+)
+
+
+def wrapped(name, inner):
+    return b"\x80\x02}" + text(name) + inner[2:-1] + b"s."
+
+
+pickle_attack("wrapped in state_dict, model and more", "entry .* is a dict, not a tensor",
+              wrapped("state_dict", wrapped("model", wrapped("net", wrapped("module", state(tensor()))))))  # fmt: skip
+pickle_attack(
+    "wrapped around numbers", "entry 'x' is a int, not a tensor", wrapped("model", b"\x80\x02}" + text("x") + b"K\1s.")
+)
+pickle_attack("wrapped in itself", "is a dict, not a tensor", b"\x80\x02}q\0" + text("model") + b"h\0s.")
 pickle_attack("text of 1 MB", "a text of 1000000 characters", state(text("x" * 1_000_000)))
 pickle_attack("long equal keys", "a text of 500000 characters", state(b"}" + (text("x" * 500_000) + b"Ns") * 3))
-lies = "refers to something that is not a storage of float32 or int64"
+lies = "refers to something that is not a storage of numbers"
 pickle_attack("id: no storage", lies, state(tensor(where=storage(tag="module"))))
 pickle_attack("id: a text", lies, state(text("0") + b"Q"))
-pickle_attack("id: half precision", "names 'torch.HalfStorage'", state(tensor(where=storage(kind="ctorch\nHalfStorage\n"))))
+pickle_attack(
+    "id: complex", "names 'torch.ComplexFloatStorage'", state(tensor(where=storage(kind="ctorch\nComplexFloatStorage\n")))
+)
 pickle_attack("id: a function as type", lies, state(tensor(where=storage(kind="ccollections\nOrderedDict\n"))))
 pickle_attack("id: a path as key", lies, state(tensor(where=storage(key="../data.pkl"))))
 pickle_attack("id: fewer than no numbers", lies, state(tensor(where=storage(numel=-4))))
@@ -337,7 +365,7 @@ safetensors_attack("shape that overflows", "does not fill its bytes", {"a": entr
 safetensors_attack("shape with a fraction", "must be lists of whole numbers", {"a": entry(shape=(4.0,))})
 safetensors_attack("shape with truth in it", "must be lists of whole numbers", {"a": entry(shape=(True, 4))})
 safetensors_attack("ten dimensions", "must be lists of whole numbers", {"a": entry(shape=(1,) * 9 + (4,))})
-safetensors_attack("dtype BF16", "a has dtype BF16; only F16, F32, F64, I64 can be read", {"a": entry("BF16", (8,))})
+safetensors_attack("dtype F8", "a has dtype F8_E5M2; only BF16, F16, F32, F64, I64 can be read", {"a": entry("F8_E5M2", (16,))})
 safetensors_attack("dtype invented", "a has dtype X99", {"a": entry("X99")})
 safetensors_attack("dtype is a list", r"a has dtype \['F32'\]", {"a": entry(["F32"])})
 safetensors_attack("a name of 100,000 letters", "longer than 500 characters", {"a" * 100_000: entry()})
@@ -395,7 +423,7 @@ def h5_attack(name, words, libver="earliest", version=1, change=lambda data: dat
     return register
 
 
-linked = "soft or external links|is a soft link"
+linked = "is a soft link|is an external link"
 h5_attack("soft link", linked)(lambda file: file.__setitem__("a", h5py.SoftLink("/b")))
 h5_attack("soft link, deep", linked)(lambda file: file.__setitem__("a/b/c/d", h5py.SoftLink("/x")))
 h5_attack("external link", linked)(lambda file: file.__setitem__("a", h5py.ExternalLink("/etc/passwd", "/")))
@@ -498,6 +526,102 @@ def _groups(file):
         file.create_group(str(index))
 
 
+# The newer generation: superblocks 2 and 3, links in headers and fractal heaps, checksums everywhere.
+LATEST = ("v110", "v110")
+
+
+def newer_attack(name, words, **options):
+    return h5_attack(f"newer: {name}", words, libver=LATEST, **options)
+
+
+def _many(file, count=20):
+    for index in range(count):
+        file.create_dataset(f"many/a{index}", data=np.ones(3, "f4"))
+
+
+def resealed(signature, offset, new, which=0, size=None):
+    """Bytes of the structure with that signature replaced, and its checksum made right again."""
+
+    def change(data):
+        from effnet_np.h5_file import lookup3
+
+        at = -1
+        for _ in range(which + 1):
+            at = data.index(signature, at + 1)
+        data = bytearray(data)
+        data[at + offset : at + offset + len(new)] = new
+        end = at + (size if size is not None else {b"FRHP": 142, b"BTHD": 34}[signature])
+        data[end : end + 4] = struct.pack("<I", lookup3(bytes(data[at:end])))
+        return bytes(data)
+
+    return change
+
+
+def spoiled(signature, offset):
+    def change(data):
+        at = data.index(signature) + offset
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+    return change
+
+
+newer_attack("soft link", linked)(lambda file: file.__setitem__("a", h5py.SoftLink("/b")))
+newer_attack("external link", linked)(lambda file: file.__setitem__("a", h5py.ExternalLink("/etc/passwd", "/")))
+newer_attack("soft links in a heap", linked)(
+    lambda file: [file.__setitem__(f"g/a{n}", h5py.SoftLink("/b")) for n in range(20)] and None
+)
+newer_attack("external links in a heap", linked)(
+    lambda file: [file.__setitem__(f"g/a{n}", h5py.ExternalLink("x.h5", "/b")) for n in range(20)] and None
+)
+newer_attack("external numbers", "a has its numbers in another file")(
+    lambda file: file.create_dataset("a", (4,), "f4", external=[("/etc/passwd", 0, 16)])
+)
+newer_attack("virtual dataset", "newer|virtual|dataspace not known")(_virtual)
+newer_attack("committed type", "committed type|neither a group nor an array")(_committed)
+newer_attack("group in itself", "nested too deep")(lambda file: file.create_group("a").__setitem__("a", file))
+newer_attack("circles that branch", "is nested too deep|lead in a circle")(_circles)
+newer_attack("array that can grow", "can grow, which lists its chunks")(
+    lambda file: file.create_dataset("a", (64,), "f4", maxshape=(None,), chunks=(8,))
+)
+newer_attack("terabyte in chunks of one", "chunks, more than the 65536 allowed")(
+    lambda file: file.create_dataset("a", (1 << 38,), "f4", chunks=(1,))
+)
+newer_attack("some chunks missing", "but not the chunks of that shape: 1 of 4")(
+    lambda file: file.create_dataset("a", (64,), "f4", chunks=(16,)).__setitem__(slice(0, 16), 1)
+)
+newer_attack("filter lzf", f"{packed} 32000")(lambda file: file.create_dataset("a", data=ones, compression="lzf"))
+newer_attack("chunk without its filter", "but not the chunks of that shape|not packed as it says")(_masked)
+newer_attack("gzip bomb", "far more than its bytes")(_bomb)
+for _signature, _offset in ((b"\x89HDF", 20), (b"OHDR", 9), (b"FRHP", 8), (b"BTHD", 6), (b"BTLF", 8), (b"FHDB", 60)):
+    _named = _signature.decode("latin1").strip("\x89")
+    newer_attack(f"{_named} changed", f"{_named} at byte [0-9]+ does not have its checksum|not there|would|is of another",
+                 change=spoiled(_signature, _offset))(_many)  # fmt: skip
+newer_attack("still open", "the program that wrote it did not close it", change=resealed(b"\x89HDF", 11, b"\1", size=44))(_many)
+newer_attack("with an extension", "or has extensions", change=resealed(b"\x89HDF", 20, bytes(8), size=44))(_many)
+newer_attack("short addresses", "or has extensions", change=resealed(b"\x89HDF", 9, b"\4\4", size=44))(_many)
+newer_attack("root nowhere", "which is not there", change=resealed(b"\x89HDF", 36, b"\xff" * 8, size=44))(_many)
+newer_attack("cut off", "it is cut off", change=lambda data: data[:-100])(_many)
+newer_attack("heap of no width", "describes no space", change=resealed(b"FRHP", 110, b"\0\0"))(_many)
+newer_attack("heap of first blocks of nothing", "describes no space", change=resealed(b"FRHP", 112, bytes(8)))(_many)
+newer_attack(
+    "heap of 2^60 bytes", "which is not there|does not lie|more than", change=resealed(b"FRHP", 112, struct.pack("<QQ", 1 << 60, 1 << 60))
+)(_many)
+newer_attack("heap of 65,000 rows", "describes no space", change=resealed(b"FRHP", 140, b"\xff\xff"))(_many)
+newer_attack("heap of 64 rows", "FHIB|which is not there", change=resealed(b"FRHP", 140, b"\x40\0"))(_many)
+newer_attack("heap with filters", "is packed, or describes no space", change=resealed(b"FRHP", 7, b"\5\0"))(_many)
+newer_attack(
+    "heap's root is its header",
+    "FHDB",
+    change=lambda data: resealed(b"FRHP", 132, struct.pack("<Q", data.index(b"FRHP")))(data),
+)(_many)
+newer_attack("tree of another kind", "is of another kind or level", change=resealed(b"BTHD", 5, b"\x08"))(_many)
+newer_attack("tree 60,000 levels high", "is of another kind or level", change=resealed(b"BTHD", 12, b"\xff\xff"))(_many)
+newer_attack("tree one level high", "BTIN", change=resealed(b"BTHD", 12, b"\1\0"))(_many)
+newer_attack("tree of records of nothing", "is of another kind or level", change=resealed(b"BTHD", 10, b"\0\0"))(_many)
+newer_attack("tree of 65,535 records", "BTLF", change=resealed(b"BTHD", 24, b"\xff\xff"))(_many)
+newer_attack("tree of nodes of nothing", "is of another kind or level", change=resealed(b"BTHD", 6, bytes(4)))(_many)
+
+
 h5_attack("no version", "was not written by effnet_np", version=None)(None)
 h5_attack("version from the future", "newer than the 1 known here: upgrade", version=2)(None)
 h5_attack("version zero", "format_version is not a whole number of at least 1", version=0)(None)
@@ -507,7 +631,6 @@ h5_attack("configuration is a number", "attribute config is not a text", config=
 h5_attack("configuration of 3 MB", "is larger than 2097152 bytes", config='{"a": "' + "x" * 3_000_000 + '"}')(None)
 h5_attack("configuration of 30 MB", "more than 4194304 bytes of headers", config='{"a": "' + "x" * 30_000_000 + '"}')(None)
 h5_attack("configuration is a list", "must hold a JSON object, got a list", config="[1]")(None)
-h5_attack("newer style of file", "its superblock is of version", libver="latest")(None)
 h5_attack("cut off", "it is cut off", change=lambda data: data[:-100])(lambda file: file.create_dataset("a", data=ones))
 h5_attack("not HDF5", "should be an object of 96 bytes|does not start as an HDF5 file", change=lambda data: b"CDF" + data[3:])(
     None
@@ -535,7 +658,8 @@ config_attack("a list", "must hold a JSON object, got a list", b"[]")
 config_attack("no JSON", "does not hold valid JSON", b"{]")
 config_attack("no UTF-8", "does not hold valid JSON: .*utf-8", b'{"a": "\xff"}')
 config_attack("a NaN", "NaN is no number of JSON", b'{"batch_norm_eps": NaN}')
-config_attack("an infinity", "batch_norm_eps must be finite", b'{"batch_norm_eps": 1e999}')
+config_attack("an infinity", "does not hold valid JSON: 1e999 is too large a number", b'{"batch_norm_eps": 1e999}')
+config_attack("an infinity in a key of nobody's", "1e999 is too large a number", b'{"extra": [1e999]}')
 config_attack("half a character", "does not hold valid JSON: .*surrogates not allowed", b'{"id2label": {"0": "\\ud800"}}')
 config_attack("a key twice", "a key stands twice", b'{"image_size": 64, "image_size": 65}')
 config_attack("width of 1e9", "width_coefficient must be finite and at most 10000", width_coefficient=1e9)
@@ -566,6 +690,16 @@ config_attack("a label is a list", "the labels in id2label must be texts", id2la
 config_attack("replaces a method", "cannot have a key 'blocks'", blocks=5)
 config_attack("replaces the class", "cannot have a key '__class__'", __class__="x")
 config_attack("replaces all attributes", "cannot have a key '__dict__'", __dict__={})
+multiples = [index * ((1 << 61) - 1) for index in range(60_000)]
+config_attack("labels' numbers that collide", "must number its [0-9]+ labels from 0", id2label={str(n): "a" for n in multiples})
+config_attack("labels that collide", "a label is a number of 2", id2label=dict(enumerate(multiples)))
+config_attack("labels' names that collide", "must number its [0-9]+ labels|more than", id2label=dict.fromkeys(multiples, "a"))
+thin = {"width_coefficient": 51.2, "hidden_dim": 65536, "out_channels": [1] * 7, "in_channels": [32] + [1] * 6}
+thin |= {"expand_ratios": [1] * 7, "squeeze_expansion_ratio": 0.01}
+labels = {"id2label": {str(index): "" for index in range(100_000)}, "label2id": None}
+config_attack("a classifier of 100,000 x 65,536", "would have 65[0-9]{8} numbers, more than the", **thin, **labels)
+labels = {"id2label": {str(index): "" for index in range(4000)}, "label2id": None}
+config_attack("a classifier that the weights are not", "describes a network of 26[0-9]{7} numbers, but the", **thin, **labels)
 config_attack("another model", "describes a model of type 'bert'", model_type="bert")
 config_attack(
     "a network that the weights are not",
@@ -647,6 +781,63 @@ index_attack(
 def _weights_link(folder):
     with_config(folder, "model.safetensors", save(good_state()))
     _elsewhere(folder, "model.safetensors", "model.safetensors")
+    return folder
+
+
+@attack("model.safetensors is a link to ../../blobs/model.safetensors, outside", "symlink: blobs is a link itself")
+def _blobs_link(folder):
+    snapshot, elsewhere = folder / "snapshots" / "abc", folder.parent / f"elsewhere-{folder.name}"
+    snapshot.mkdir(parents=True)
+    elsewhere.mkdir()
+    with_config(elsewhere, "model.safetensors", save(good_state()))
+    (folder / "blobs").symlink_to(elsewhere)
+    for name in ("config.json", "model.safetensors"):
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").write_text(json.dumps(CONFIG.to_dict()))
+    return snapshot
+
+
+def link_attack(name, words, target, prepare=lambda folder: None):
+    """model.safetensors is a link; good weights stand in the folder above and in one beside."""
+
+    def build(folder):
+        inner = folder / "inner"
+        for place in (inner, folder / "beside", folder / "blobs"):
+            place.mkdir()
+            with_config(place, "model.safetensors", save(good_state()))
+        with_config(folder, "model.safetensors", save(good_state()))
+        (inner / "model.safetensors").unlink()
+        (inner / "model.safetensors").symlink_to(target.format(folder=folder))
+        prepare(folder)
+        return inner
+
+    attack(words, f"symlink: {name}")(build)
+
+
+link_attack("to the folder above", "outside its folder", "../model.safetensors")
+link_attack("to a folder beside", "outside its folder", "../beside/model.safetensors")
+link_attack("to blobs without snapshots", "outside its folder", "../blobs/model.safetensors")
+link_attack("by an absolute path", "outside its folder", "{folder}/model.safetensors")
+link_attack("through a folder and back", "outside its folder", "x/../../model.safetensors", lambda f: (f / "inner/x").mkdir())
+link_attack("through a link to a folder", "outside its folder", "x/model.safetensors", lambda f: (f / "inner/x").symlink_to(f))
+link_attack("by two links", "outside its folder", "x", lambda f: (f / "inner/x").symlink_to("../model.safetensors"))
+link_attack("to itself", "outside its folder", "model.safetensors")
+
+
+@attack("there is no file", "pipe: as model.bin")
+def _pipe_weights(folder):
+    os.mkfifo(folder / "model.bin")
+    return folder / "model.bin"
+
+
+@attack("are not of one save", "weights: of another save")
+def _two_saves(folder):
+    model = effnet_np.EfficientNetForImageClassification(CONFIG, seed=0)
+    model.save_pretrained(folder)
+    kept = (folder / "config.json").read_bytes()
+    model.save_pretrained(folder)
+    (folder / "config.json").write_bytes(kept)
     return folder
 
 
