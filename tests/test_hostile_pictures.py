@@ -119,8 +119,12 @@ def tiff_in_jpeg(strip, strips, side):
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(rows)) + b"".join(rows) + bytes(4) + numbers + strip
 
 
-MPF = b"\xff\xe2" + struct.pack(">H", 58) + b"MPF\0II*\0\x08\0\0\0\3\0" + struct.pack("<HHI4s", 0xB000, 7, 4, b"0100")
-MPF += struct.pack("<HHII", 0xB001, 4, 1, 2) + struct.pack("<HHII", 0xB002, 7, 32, 50) + bytes(2)
+def mpf_segment():
+    """What makes Pillow say MPO: a directory of two pictures."""
+    tags = struct.pack("<HHI4s", 0xB000, 7, 4, b"0100") + struct.pack("<HHII", 0xB001, 4, 1, 2)
+    body = b"MPF\0II*\0\x08\0\0\0\3\0" + tags + struct.pack("<HHII", 0xB002, 7, 32, 50) + bytes(4)
+    body += struct.pack("<IIIHH", 0x20030000, 100, 0, 0, 0) + struct.pack("<IIIHH", 0, 100, 50, 0, 0)
+    return b"\xff\xe2" + struct.pack(">H", len(body) + 2) + body
 
 
 def webp_of(width, height):
@@ -155,7 +159,10 @@ PICTURES = {
     "JPEG of 1,000 scans behind TEM markers": (hidden_scans(1000, 1000, b"\xff\x01"), "is a JPEG of 1[0-9]{3} scans"),
     "JPEG of 1,000 scans behind reserved markers": (hidden_scans(1000, 1000, b"\xff\x05"), "is a JPEG of 1[0-9]{3} scans"),
     "JPEG of 1,000 scans behind a second start": (hidden_scans(1000, 1000, b"\xff\xd8"), "is a JPEG of 1[0-9]{3} scans"),
-    "MPO of 1,000 scans": (many_scans(1000, 1000).replace(b"\xff\xdb", MPF + b"\xff\xdb", 1), "is a JPEG of 1[0-9]{3} scans"),
+    "MPO of 1,000 scans": (
+        many_scans(1000, 1000).replace(b"\xff\xdb", mpf_segment() + b"\xff\xdb", 1),
+        "is a JPEG of 1[0-9]{3} scans",
+    ),
     "JPEG cut off": (saved(RGB, "JPEG")[:-100], "damaged or cut off|cannot be read"),
     "TIFF 10 x 10 in a tile of 900 MB": (
         tiff(10, 10, 8, zlib.compress(bytes(100)), t322=30_000, t323=30_000),
