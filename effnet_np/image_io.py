@@ -2,39 +2,46 @@
 
 What a picture means is decided here, once: it is turned upright by its EXIF orientation; grey, palette, CMYK and other
 colour spaces become RGB; **transparent pixels are composed over white**; 16-bit pixels are scaled to 8 bits (not
-clipped to white); of an animation the first frame is taken.
+clipped to white); of an animation, and of a file of several pictures, the first is taken.
+
+All of that is done on a band of rows at a time, so that beside the decoded picture and the result nothing is as large.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import io
 import os
-import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from effnet_np.image_headers import MAX_PIXELS, READERS, Header, check_size, orientation_of, read_header, recognise
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Pillow knows some forty formats; a decoder that is never asked cannot be attacked.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
-TIFF_COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-MAX_PIXELS = 89_478_485  # where Pillow starts to warn: 268 MB of RGB; counted before anything is decoded
-MAX_SIDE = 1 << 16  # pixels; JPEG has no more
-MAX_SCANS = 64  # of a JPEG; progressive ones have about ten, and each costs as much as the whole picture
-TURNS = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}  # EXIF orientation -> what turns it upright; fmt: skip
+__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "load_image"]
+
+# Pillow knows some forty formats; a decoder that is never asked cannot be attacked. HEIC is read by pillow-heif.
+FORMATS = tuple(READERS)
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".webp")
+SUFFIXES += (".avif", ".heic", ".heif")
+CLASSES = {
+    "JPEG": "Jpeg",
+    "PNG": "Png",
+    "GIF": "Gif",
+    "BMP": "Bmp",
+    "PPM": "Ppm",
+    "TIFF": "Tiff",
+    "WEBP": "WebP",
+    "AVIF": "Avif",
+}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # the picture that a network of so many channels takes
+BAND = 1 << 20  # pixels that are converted at a time
 
 
 def load_image(source: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -42,33 +49,46 @@ def load_image(source: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> 
 
     source: a path, bytes, a binary file object, a PIL image, or an array (H, W), (H, W, C) or (C, H, W) of 1, 3 or 4 channels:
     bool, uint8, uint16 (scaled), other whole numbers from 0 to 255, or floats from 0 to 1 (or whole ones from 0 to 255).
-    Raises FileNotFoundError, TypeError, or ValueError for what is no picture, is damaged, or is larger than `max_pixels`.
+    Files: JPEG (and MPO), PNG, GIF, BMP, PPM, TIFF, WebP, AVIF (Pillow 11.3 or newer), and HEIC where pillow-heif is installed.
+    Raises FileNotFoundError, TypeError, MemoryError, or ValueError for what is no picture, is damaged, is larger than
+    `max_pixels`, or is of a format that cannot be read here: the message says what to install.
     """
     if channels not in MODES:
         wanted = "pass pixel_values, made with the image processor, to the model itself"
         raise ValueError(f"a picture has 1, 3 or 4 channels, and this model takes {channels}: {wanted}")
+    name, data = _name_and_data(source, max_pixels)
+    try:
+        if data is not None:
+            del source  # not to keep what was read beside what is made of it
+            image, orientation = _open(data, name, max_pixels)
+            del data
+            return _from_image(_decode(image, name), MODES[channels], orientation)
+        if hasattr(source, "getbands"):
+            _named(name, check_size, source.size, max_pixels)
+            return _from_image(_decode(source, name), MODES[channels], _orientation_of_image(source))
+        return _from_array(np.asarray(source), MODES[channels])
+    except MemoryError:
+        raise MemoryError(f"there is not enough memory for the pixels of {name}; a smaller picture may fit") from None
+
+
+def _name_and_data(source: Any, max_pixels: int) -> tuple[str, bytes | None]:
+    """How errors name a source, and its bytes, where it is a file of some kind."""
     if hasattr(source, "getbands"):
-        name, image = "the PIL image", source
-        _check_size(name, image.size, max_pixels)
-    elif isinstance(source, (str, os.PathLike)):
-        name = str(source)
-        image = _open(_read(Path(source), max_pixels), name, max_pixels)
-    elif isinstance(source, (bytes, bytearray, memoryview)):
-        name = f"the picture of {len(source)} bytes"
-        image = _open(bytes(source), name, max_pixels)
-    elif hasattr(source, "read"):
+        return "the PIL image", None
+    if isinstance(source, (str, os.PathLike)):
+        return str(source), _read(Path(source), max_pixels)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"the picture of {len(source)} bytes", bytes(source)
+    if hasattr(source, "read"):
         name = str(getattr(source, "name", "the file object"))
         data = source.read(_max_bytes(max_pixels) + 1)
         if not isinstance(data, bytes):
             raise TypeError(f'{name} gave {type(data).__name__}, not bytes: open it in binary mode, "rb"')
-        image = _open(data, name, max_pixels)
-    elif hasattr(source, "__array__"):
-        name, image = "the array", _from_array(np.asarray(source))
-    else:
-        kinds = "a path, bytes, a binary file object, a PIL image or an array"
-        raise TypeError(f"a picture must be {kinds}, got {type(source).__name__}")
-    pixels = np.array(_convert(_decode(image, name), MODES[channels]))
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+        return name, data
+    if hasattr(source, "__array__"):
+        return "the array", None
+    kinds = "a path, bytes, a binary file object, a PIL image or an array"
+    raise TypeError(f"a picture must be {kinds}, got {type(source).__name__}")
 
 
 def _max_bytes(max_pixels: int) -> int:
@@ -87,112 +107,124 @@ def _read(path: Path, max_pixels: int) -> bytes:
         return file.read(_max_bytes(max_pixels) + 1)
 
 
-def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        limit = f"more than max_pixels = {max_pixels}; raise it if you trust the file"
-        raise ValueError(f"{name} has {width} x {height} pixels, {limit}")
-    if max(size) > MAX_SIDE:
-        raise ValueError(f"{name} has {width} x {height} pixels, more than {MAX_SIDE} on one side")
-    if not width or not height:
-        raise ValueError(f"{name} has no pixels ({width} x {height})")
+def _named(name: str, function: Callable, *arguments: Any) -> Any:
+    """Call a function whose errors do not know the picture's name."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from error
 
 
-def _open(data: bytes, name: str, max_pixels: int) -> Image:
-    """The picture's header only: size and format are judged before a pixel is decoded."""
-    import PIL.Image
+# -- files ------------------------------------------------------------------------------------------------------------
 
+
+def _open(data: bytes, name: str, max_pixels: int) -> tuple[Image, int]:
+    """The picture, whose pixels are not decoded yet, and its orientation: format, size and cost are judged before that."""
     if not data:
         raise ValueError(f"{name} is empty")
     if len(data) > _max_bytes(max_pixels):
         limit = f"more than max_pixels = {max_pixels} can need; raise it if you trust the file"
         raise ValueError(f"{name} has more than {_max_bytes(max_pixels)} bytes, {limit}")
+    format = recognise(data)
+    if format is None:
+        raise ValueError(f"{name} is no picture of a known format ({', '.join(FORMATS)})")
+    if format not in FORMATS:
+        raise ValueError(f"{name} is a {format}, which is not read; convert it to one of {', '.join(FORMATS)}")
+    header: Header = _named(name, read_header, data, format, max_pixels)
+    del data
+    _check_reader(name, format)
     try:
-        image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
-    except PIL.UnidentifiedImageError:
-        raise ValueError(f"{name} is no picture of a known format ({', '.join(FORMATS)})") from None
-    except PIL.Image.DecompressionBombError as error:
-        hint = "beyond 179 million pixels, raise Pillow's own limit, PIL.Image.MAX_IMAGE_PIXELS, as well as max_pixels"
-        raise ValueError(f"{name} cannot be read as a picture: {error} ({hint})") from error
+        image, orientation = _open_heic(header.data) if format == "HEIC" else _open_with_pillow(header, format)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow raises SyntaxError, struct.error and more for a bad header
         raise ValueError(f"{name} cannot be read as a picture: {error}") from error
-    _check_size(name, image.size, max_pixels)
-    _check_cost(name, image, data)
-    return image
+    _named(name, check_size, image.size, max_pixels)
+    return image, orientation
 
 
-def _check_cost(name: str, image: Image, data: bytes) -> None:
-    """Raise ValueError for a picture whose decoding would cost far more than its pixels do."""
-    pixels = image.width * image.height
-    if image.format == "JPEG":
-        scans = _jpeg_scans(data)
-        if scans > MAX_SCANS or scans * pixels > MAX_SCANS * MAX_PIXELS // 4:
-            raise ValueError(f"{name} is a JPEG of {scans} scans at {pixels} pixels each, far more than photographs have")
-    if image.format == "PPM" and data[1:2] not in b"456":
-        raise ValueError(f"{name} is a PPM written as text or in floats; of PPM, only the kinds P4, P5 and P6 are read")
-    if image.format == "TIFF":
-        if image.info.get("compression") not in TIFF_COMPRESSIONS:
-            kinds = f"only {', '.join(TIFF_COMPRESSIONS)} are read"
-            raise ValueError(f"{name} is a TIFF of the compression {image.info.get('compression')!r:.80}; {kinds}")
-        tile = (image.tag_v2.get(322, 1), image.tag_v2.get(323, 1))  # type: ignore[attr-defined]
-        if not all(isinstance(side, int) for side in tile) or tile[0] * tile[1] > max(4 * pixels, 1 << 22):
-            raise ValueError(f"{name} is a TIFF of {image.width} x {image.height} pixels in tiles of {tile!r:.80}")
+def _check_reader(name: str, format: str) -> None:
+    """Raise ValueError (one picture of a batch, no more) where what reads a format is not installed."""
+    import PIL.features
+
+    if format == "AVIF" and not ("avif" in PIL.features.modules and PIL.features.check("avif")):
+        raise ValueError(f"{name} is an AVIF picture, which needs Pillow 11.3 or newer: pip install --upgrade pillow")
+    if format == "WEBP" and not PIL.features.check("webp"):
+        raise ValueError(f"{name} is a WebP picture, and this Pillow was built without WebP: pip install --upgrade pillow")
+    if format == "HEIC":
+        try:
+            importlib.import_module("pillow_heif")
+        except ImportError:
+            raise ValueError(f"{name} is a HEIC picture, which needs pillow-heif: pip install pillow-heif") from None
 
 
-def _jpeg_scans(data: bytes) -> int:
-    """How often the decoder would go over the picture: the SOS segments before the end."""
-    scans, position = 0, 2
-    while found := re.compile(rb"\xff([^\x00\xff\xd0-\xd7])").search(data, position):
-        if found[1] == b"\xd9":
-            break
-        scans += found[1] == b"\xda"
-        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
-    return scans
+def _open_with_pillow(header: Header, format: str) -> tuple[Image, int]:
+    """The format's own class, not PIL.Image.open, whose limit of pixels is the whole process's: `max_pixels` is ours."""
+    import PIL.ImageFile
+
+    module = importlib.import_module(f"PIL.{CLASSES[format]}ImagePlugin")
+    image = getattr(module, f"{CLASSES[format]}ImageFile")(io.BytesIO(header.data))
+    if format == "TIFF":  # its own method asks that limit; the sizes of picture and tiles have been judged
+        image.load_prepare = functools.partial(PIL.ImageFile.ImageFile.load_prepare, image)
+    # AVIF's class makes an EXIF block of its own from the container's rotation.
+    return image, orientation_of(image.info.get("exif") or b"") if format == "AVIF" else header.orientation
+
+
+def _open_heic(data: bytes) -> tuple[Image, int]:
+    """pillow-heif turns the picture upright; nothing is registered with Pillow, which other code in the process uses, too."""
+    import pillow_heif
+
+    return pillow_heif.open_heif(io.BytesIO(data)), 1
 
 
 def _decode(image: Image, name: str) -> Image:
-    """All pixels, upright."""
-    import PIL.Image
-
+    """All pixels."""
     try:
+        if hasattr(image, "to_pillow"):
+            return image.to_pillow()
         image.load()
+        return image
     except MemoryError:
         raise
     except Exception as error:  # a damaged file may fail in any decoder's own way
         raise ValueError(f"{name} is damaged or cut off: {error}") from error
-    try:
-        turn = TURNS.get(image.getexif().get(0x0112, 1))
-    except Exception:  # a broken EXIF block does not make the pixels wrong
-        turn = None
-    return image.transpose(PIL.Image.Transpose[turn]) if turn else image
 
 
-def _convert(image: Image, mode: str) -> Image:
-    import PIL.Image
-
-    if image.mode == "F":
-        image = _from_array(np.asarray(image))
-    elif image.mode.startswith("I"):  # 16 bits, which older Pillow opens as 32; or 32 bits, of which 16 or 8 may be used
-        pixels = np.asarray(image)
-        sixteen = image.mode != "I" or image.format == "PNG" or pixels.max() > 255
-        image = _from_array(_sixteen_bits(pixels) if sixteen else pixels)
-    if mode != "RGBA" and image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = PIL.Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == mode else image.convert(mode)
+def _orientation_of_image(image: Image) -> int:
+    """A PIL image that its owner opened: what it knows about itself, read here, not by Pillow's `getexif`."""
+    exif, xmp = image.info.get("exif"), image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+    xmp = xmp.encode() if isinstance(xmp, str) else xmp
+    return orientation_of(exif if isinstance(exif, bytes) else b"", xmp if isinstance(xmp, bytes) else b"")
 
 
-def _sixteen_bits(pixels: np.ndarray) -> np.ndarray:
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise ValueError(f"the picture's pixels lie between {pixels.min()} and {pixels.max()}, not in 16 bits")
-    return pixels.astype(np.uint16)
+# -- pixels -----------------------------------------------------------------------------------------------------------
 
 
-def _from_array(array: np.ndarray) -> Image:
-    """An array of any accepted kind -> the PIL image of its pixels in 8 bits."""
-    import PIL.Image
+def _from_image(image: Image, mode: str, orientation: int) -> np.ndarray:
+    width, height = image.size
 
+    def band(top: int, bottom: int) -> Image:
+        return image.crop((0, top, width, bottom))
+
+    if image.mode == "F" or image.mode.startswith("I"):
+
+        def numbers(top: int, bottom: int) -> np.ndarray:
+            return np.asarray(band(top, bottom))
+
+        dtype = numbers(0, 1).dtype
+        range_ = _range(numbers, height, width)
+        if image.mode != "F":  # 16 bits, which older Pillow opens as 32; or 32 bits, of which 16 or 8 may be used
+            low, high, _ = range_
+            if image.mode != "I" or image.format == "PNG" or high > 255:
+                if low < 0 or high > 65535:
+                    raise ValueError(f"the picture's pixels lie between {low} and {high}, not in 16 bits")
+                dtype = np.dtype(np.uint16)
+        return _fill(lambda top, bottom: _eight_bits(numbers(top, bottom), dtype, range_), (height, width), mode, orientation)
+    return _fill(band, (height, width), mode, orientation)
+
+
+def _from_array(array: np.ndarray, mode: str) -> np.ndarray:
+    """An array of any accepted kind -> its pixels in 8 bits."""
     if array.ndim not in (2, 3) or array.size == 0:
         raise ValueError(f"an image array must be (H, W), (H, W, C) or (C, H, W) and hold pixels, got shape {array.shape}")
     if array.ndim == 3:
@@ -203,21 +235,78 @@ def _from_array(array: np.ndarray) -> Image:
         array = array[:, :, 0] if array.shape[-1] == 1 else array
     if array.dtype.kind not in "buif":
         raise TypeError(f"an image array must hold numbers, got {array.dtype}")
-    if array.dtype == bool:
-        array = array * np.uint8(255)
-    elif array.dtype == np.uint16:
-        array = (array.astype(np.uint32) + 128) // 257  # 65535 = 255 * 257, so both ends are exact
-    elif array.dtype.kind == "f":
-        if not np.isfinite(array).all():
-            raise ValueError("the image array holds NaN or infinite numbers")
-        whole = bool((array == np.rint(array)).all())
-        if not whole and (array.min() < 0 or array.max() > 1):
-            between = f"these lie between {array.min():g} and {array.max():g}"
-            raise ValueError(
-                f"an image array of floats must lie between 0 and 1, or hold whole numbers from 0 to 255; {between}"
-            )
-        if array.min() >= 0 and array.max() <= 1:
-            array = np.round(array * 255)
-    if array.min() < 0 or array.max() > 255:
-        raise ValueError(f"an image array's pixels must lie between 0 and 255, or 0 and 1; got {array.min()} to {array.max()}")
-    return PIL.Image.fromarray(np.ascontiguousarray(array.astype(np.uint8)))
+    height, width = array.shape[:2]
+    range_ = _range(lambda top, bottom: array[top:bottom], height, width)
+    return _fill(lambda top, bottom: _eight_bits(array[top:bottom], array.dtype, range_), (height, width), mode)
+
+
+def _bands(height: int, width: int) -> Iterator[tuple[int, int]]:
+    rows = max(1, BAND // width)
+    for top in range(0, height, rows):
+        yield top, min(height, top + rows)
+
+
+def _fill(band: Callable, size: tuple[int, int], mode: str, orientation: int = 1) -> np.ndarray:
+    """Bands of a stored picture (H, W) -> the upright pixels."""
+    height, width = size
+    upright = np.empty((width, height) if orientation in (5, 6, 7, 8) else (height, width), np.dtype((np.uint8, len(mode))))
+    stored = TURNS.get(orientation, TURNS[1])(upright)
+    for top, bottom in _bands(height, width):
+        pixels = np.asarray(_convert(band(top, bottom), mode))
+        stored[top:bottom] = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    return upright
+
+
+# EXIF orientation -> the upright pixels as they are stored: a view, into which the stored picture is written.
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
+    8: lambda upright: np.rot90(upright, -1),
+}
+
+
+def _convert(image: Image, mode: str) -> Image:
+    import PIL.Image
+
+    if mode != "RGBA" and image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = PIL.Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _range(numbers: Callable, height: int, width: int) -> tuple[Any, Any, bool]:
+    """(least, greatest, whether all are whole) of a picture's numbers; not finite where one of them is not."""
+    low, high, whole = [], [], True
+    for top, bottom in _bands(height, width):
+        part = numbers(top, bottom)
+        low.append(part.min())
+        high.append(part.max())
+        whole = whole and (part.dtype.kind != "f" or bool((part == np.rint(part)).all()))
+    return np.min(low), np.max(high), whole
+
+
+def _eight_bits(numbers: np.ndarray, dtype: np.dtype, range_: tuple[Any, Any, bool]) -> Image:
+    """Some rows of a picture of numbers -> the PIL image of them in 8 bits; the whole picture's type and range say how."""
+    import PIL.Image
+
+    low, high, whole = range_
+    if dtype.kind == "b":
+        numbers = numbers * np.uint8(255)
+    elif dtype.kind == "u" and dtype.itemsize == 2:  # of either byte order
+        numbers = (numbers.astype(np.uint32) + 128) // 257  # 65535 = 255 * 257, so both ends are exact
+    elif dtype.kind == "f" and not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("the image array holds NaN or infinite numbers")
+    elif dtype.kind == "f" and low >= 0 and high <= 1:
+        numbers = np.round(numbers * 255)
+    elif not whole:
+        between = f"these lie between {low:g} and {high:g}"
+        raise ValueError(f"an image array of floats must lie between 0 and 1, or hold whole numbers from 0 to 255; {between}")
+    elif low < 0 or high > 255:
+        raise ValueError(f"an image array's pixels must lie between 0 and 255, or 0 and 1; got {low} to {high}")
+    return PIL.Image.fromarray(np.ascontiguousarray(numbers, np.uint8))

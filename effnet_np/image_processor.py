@@ -162,72 +162,63 @@ class EfficientNetImageProcessor:
         for image in arrays:
             if image.ndim != 3:
                 raise ValueError(f"an image needs 3 dimensions, got an array of shape {image.shape}")
-            if self.crop_fraction is not None:
-                height, width = image.shape[1:] if layout == FIRST else image.shape[:2]
-                side = max(1, int(self.crop_fraction * min(height, width)))
-                image = self.center_crop(image, (side, side), input_data_format=layout)
-            if self.do_resize:
-                image = self.resize(image, self.size, self.resample, input_data_format=layout)
-            if self.do_center_crop:
-                image = self.center_crop(image, self.crop_size, input_data_format=layout)
-            if self.do_rescale:
-                image = self.rescale(image, self.rescale_factor, self.rescale_offset)
-            if self.do_normalize:
-                image = self.normalize(image, self.image_mean, self.image_std, input_data_format=layout)
-            if self.include_top:
-                image = self.normalize(image, 0, self.image_std, input_data_format=layout)
-            done.append(_to_layout(image, data_format, layout))
+            numbers = self._pixels_to_numbers(self._cut_and_resize(_to_layout(image, LAST, layout)))
+            done.append(_to_layout(numbers, data_format, LAST))
         return BatchFeature(pixel_values=to_tensors(done, return_tensors))
+
+    def _cut_and_resize(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, C) -> (h, w, C), the size of the network's input."""
+        if self.crop_fraction is not None:
+            side = max(1, int(self.crop_fraction * min(image.shape[:2])))
+            image = crop(image, side, side)
+        if self.do_resize:
+            image = resize(image, self.size["height"], self.size["width"], self.resample)
+        if self.do_center_crop:
+            image = crop(image, self.crop_size["height"], self.crop_size["width"])
+        if image.shape[0] * image.shape[1] > MAX_NETWORK_PIXELS:  # a stranger's file must not let every photograph through
+            size, hint = f"{image.shape[0]} x {image.shape[1]}", "set do_resize=True, or resize the image before"
+            raise ValueError(f"without do_resize this image has {size} pixels, more than {MAX_NETWORK_PIXELS} in all: {hint}")
+        return image
+
+    def _pixels_to_numbers(self, image: np.ndarray) -> np.ndarray:
+        """(h, w, C) -> (h, w, C): the steps that change each number by itself."""
+        if image.dtype == np.uint8:  # which has 256 values, so a table of them a channel says it all
+            channels = np.arange(image.shape[-1])
+            table = self._arithmetic(np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], len(channels), axis=2))
+            return table[image, 0, channels]
+        return self._arithmetic(image)
+
+    def _arithmetic(self, image: np.ndarray) -> np.ndarray:
+        if self.do_rescale:
+            image = rescale(image, self.rescale_factor, self.rescale_offset)
+        if self.do_normalize:
+            image = normalize(image, self.image_mean, self.image_std)
+        if self.include_top:
+            image = normalize(image, 0, self.image_std)
+        return image
+
+    # -- single steps, as HF's class offers them --------------------------------------------------------------------
 
     def resize(self, image, size, resample: int = 0, data_format: str | None = None, input_data_format: str | None = None):
         """Resize to `size` with Pillow, which computes in uint8: a float image between 0 and 1 passes through 0 to 255."""
-        import PIL.Image
-
         layout = infer_layout(image) if input_data_format is None else _layout(input_data_format)
-        target = size_dict(size, "size")
-        scaled = _needs_scaling(image)
-        pixels = _to_layout(image, LAST, layout)
-        pixels = (pixels * 255).astype(np.float32) if scaled else pixels  # float32 before truncation, as HF
-        pixels = pixels.astype(np.uint8)
-        if pixels.shape[-1] > 4 or pixels.size == 0:
-            raise ValueError(f"only images of 1 to 4 channels and some pixels can be resized, got shape {image.shape}")
-        picture = PIL.Image.fromarray(pixels[:, :, 0] if pixels.shape[-1] == 1 else pixels)
-        resized = np.array(picture.resize((target["width"], target["height"]), resample=_filter(resample)))
-        resized = resized[:, :, None] if resized.ndim == 2 else resized
-        resized = _to_layout(resized, layout if data_format is None else _layout(data_format), LAST)
-        return self.rescale(resized, 1 / 255, offset=False) if scaled else resized
+        resized = resize(_to_layout(image, LAST, layout), **size_dict(size, "size"), resample=_filter(resample))
+        return _to_layout(resized, layout if data_format is None else _layout(data_format), LAST)
 
     def center_crop(self, image, size, data_format: str | None = None, input_data_format: str | None = None):
-        """The middle of the image, `size` large; where the image is smaller than that, zeros on both sides of it.
-
-        HF puts as many zeros before as after, so where an odd number is wanting, the result is one pixel short of `size`.
-        """
+        """The middle of the image, `size` large; see `crop` for an image that is smaller than that."""
         layout = infer_layout(image) if input_data_format is None else _layout(input_data_format)
-        image = _to_layout(image, FIRST, layout)
-        size = size_dict(size, "crop_size")
-        for axis, want in ((1, size["height"]), (2, size["width"])):
-            have = image.shape[axis]
-            if have >= want:
-                image = image.take(range((have - want) // 2, (have - want) // 2 + want), axis)
-            else:
-                sides = [(0, 0)] * 3
-                sides[axis] = ((want - have) // 2, (want - have) // 2)
-                image = np.pad(image, sides)
-        return _to_layout(image, layout if data_format is None else _layout(data_format), FIRST)
+        cropped = crop(_to_layout(image, LAST, layout), **size_dict(size, "crop_size"))
+        return _to_layout(cropped, layout if data_format is None else _layout(data_format), LAST)
 
     def rescale(self, image, scale: float, offset: bool = True):
         """image * scale, and minus 1 where `offset`: float32."""
-        rescaled = (image * scale).astype(np.float32)
-        return rescaled - 1 if offset else rescaled
+        return rescale(image, scale, offset)
 
     def normalize(self, image, mean, std, input_data_format: str | None = None):
         """(image - mean) / std, each a number or one a channel; whole numbers become float32, floats keep their type."""
         layout = infer_layout(image) if input_data_format is None else _layout(input_data_format)
-        channels = image.shape[0] if layout == FIRST else image.shape[-1]
-        image = image if image.dtype.kind == "f" else image.astype(np.float32)
-        shape = (-1, 1, 1) if layout == FIRST else (-1,)
-        mean, std = (_per_channel(name, value, channels).astype(image.dtype) for name, value in (("mean", mean), ("std", std)))
-        return (image - mean.reshape(shape)) / std.reshape(shape)
+        return _to_layout(normalize(_to_layout(image, LAST, layout), mean, std), layout, LAST)
 
     # -- files ----------------------------------------------------------------------------------------------------
 
@@ -272,6 +263,46 @@ class EfficientNetImageProcessor:
 
 
 OPTIONS = frozenset(inspect.signature(EfficientNetImageProcessor).parameters) - {"unknown"}
+
+
+# -- the steps: (H, W, C) -> (H, W, C) ----------------------------------------------------------------------------------
+
+
+def crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle of an image; where the image is smaller than that, zeros on both sides of it.
+
+    HF puts as many zeros before as after, so where an odd number is wanting, the result is one pixel short.
+    """
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    image = image[max(top, 0) :, max(left, 0) :][:height, :width]
+    before = [(wanted - have) // 2 for wanted, have in zip((height, width), image.shape, strict=False)]
+    return np.pad(image, [(before[0],) * 2, (before[1],) * 2, (0, 0)]) if any(before) else image
+
+
+def resize(image: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
+    """Pillow's resize, of uint8; floats between 0 and 1 pass through 0 to 255 and come back as float32."""
+    import PIL.Image
+
+    if image.shape[-1] > 4 or image.size == 0:
+        raise ValueError(f"only images of 1 to 4 channels and some pixels can be resized, got shape {image.shape}")
+    scaled = _needs_scaling(image)
+    pixels = (image * 255).astype(np.float32) if scaled else image  # float32 before truncation, as HF
+    pixels = pixels.astype(np.uint8, copy=False)
+    picture = PIL.Image.fromarray(pixels[:, :, 0] if pixels.shape[-1] == 1 else pixels)
+    resized = np.array(picture.resize((width, height), resample=resample)).reshape(height, width, -1)
+    return rescale(resized, 1 / 255, offset=False) if scaled else resized
+
+
+def rescale(image: np.ndarray, scale: float, offset: bool) -> np.ndarray:
+    rescaled = (image * scale).astype(np.float32)
+    return rescaled - 1 if offset else rescaled
+
+
+def normalize(image: np.ndarray, mean: Any, std: Any) -> np.ndarray:
+    """Whole numbers become float32, floats keep their type, and so do mean and std."""
+    image = image if image.dtype.kind == "f" else image.astype(np.float32)
+    mean, std = (_per_channel(name, value, image.shape[-1]) for name, value in (("mean", mean), ("std", std)))
+    return (image - mean.astype(image.dtype)) / std.astype(image.dtype)
 
 
 # -- images in, tensors out -------------------------------------------------------------------------------------------

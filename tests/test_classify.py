@@ -158,7 +158,7 @@ def huge_png(side):
             ValueError,
             "11000 x 11000 pixels, more than max_pixels = 89478485; raise it",
         ),
-        (huge_png(50_000), ValueError, "2500000000 pixels.* exceeds limit"),
+        (huge_png(50_000), ValueError, "50000 x 50000 pixels, more than max_pixels"),
         (saved(PIL.Image.fromarray(RGB), "TGA"), ValueError, "is no picture of a known format"),
         (io.StringIO("text"), TypeError, 'gave str, not bytes: open it in binary mode, "rb"'),
         (42, TypeError, "a picture must be a path, bytes, .* got int"),
