@@ -11,14 +11,14 @@ if not Path(__file__).with_name("kernels").exists():
     # A clone that Python imports as it stands: kernels/ and weights/ are beside this folder, and inside of it once installed.
     __path__.append(str(Path(__file__).resolve().parent.parent))
 
-from effnet_np.classify import classify
-from effnet_np.compare import compare, compare_with_torch
-from effnet_np.explain import class_activation_map, explain
 from effnet_np.hf_config import EfficientNetConfig
-from effnet_np.image_processor import EfficientNetImageProcessor
+from effnet_np.images.processor import EfficientNetImageProcessor
+from effnet_np.inference.classify import classify
+from effnet_np.inspection.compare import compare, compare_with_torch
+from effnet_np.inspection.explain import class_activation_map, explain
+from effnet_np.inspection.summary import summary
 from effnet_np.model import EfficientNetForImageClassification, EfficientNetModel
-from effnet_np.summary import summary
-from effnet_np.trace import Trace
+from effnet_np.tracing.trace import Trace
 from effnet_np.version import __version__
 
 

@@ -230,7 +230,7 @@ class EfficientNetConfig:
 
         Hub options (`revision`, `local_files_only`, `cache_dir`, ...) go to the hub; all others override fields.
         """
-        from effnet_np import checkpoint, hub
+        from effnet_np.checkpoints import checkpoint, hub
 
         hub_options, overrides = hub.split_options(options)
         path = hub.resolve(source, **hub_options)
@@ -240,7 +240,7 @@ class EfficientNetConfig:
 
     def save_pretrained(self, folder: str | os.PathLike) -> str:
         """Write `folder`/config.json as HF does, and give its path."""
-        from effnet_np import checkpoint
+        from effnet_np.checkpoints import checkpoint
 
         architectures = {"architectures": ["EfficientNetForImageClassification"]}
         return checkpoint.write_json(folder, "config.json", architectures | self.to_dict())

@@ -51,13 +51,13 @@ class PreTrainedModel(Module):
         initialised with `seed`. NaN and infinite weights are refused unless `allow_nonfinite=True`. Raises FileNotFoundError,
         ValueError, or TypeError for an option that is none of these.
         """
-        from effnet_np import checkpoint
+        from effnet_np.checkpoints import checkpoint
 
         return checkpoint.load_model(cls, source, ignore_mismatched_sizes, options)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write config.json, model.safetensors and, where known, preprocessor_config.json; transformers loads the folder."""
-        from effnet_np import checkpoint
+        from effnet_np.checkpoints import checkpoint
 
         checkpoint.save_model(self, folder)
 

@@ -543,7 +543,7 @@ def resealed(signature, offset, new, which=0, size=None):
     """Bytes of the structure with that signature replaced, and its checksum made right again."""
 
     def change(data):
-        from effnet_np.h5_file import lookup3
+        from effnet_np.checkpoints.h5_file import lookup3
 
         at = -1
         for _ in range(which + 1):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import effnet_np
-from effnet_np.classify import get_runner
+from effnet_np.inference.classify import get_runner
 from effnet_np.kernels.compiled import CompiledEfficientNet
 
 from helpers import CHELSEA, COFFEE

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import effnet_np
-from effnet_np import checkpoint
+from effnet_np.checkpoints import checkpoint
 
 from helpers import CHELSEA, COFFEE
 
@@ -273,7 +273,7 @@ def test_a_folder_that_loses_a_file(name, tmp_path):
 @pytest.mark.parametrize("kind", ["safetensors", "h5", "pth"])
 def test_a_file_that_shrinks_while_it_is_read(kind, tmp_path):
     """A mapped file would kill the process (SIGBUS); these are read, and end too early."""
-    from effnet_np.torch_file import TorchFile
+    from effnet_np.checkpoints.torch_file import TorchFile
 
     import attacks
 

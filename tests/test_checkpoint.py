@@ -14,9 +14,9 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 import effnet_np
-from effnet_np import checkpoint
-from effnet_np.image_processor import EfficientNetImageProcessor
-from effnet_np.torch_file import Storage, TensorView, check_view
+from effnet_np.checkpoints import checkpoint
+from effnet_np.checkpoints.torch_file import Storage, TensorView, check_view
+from effnet_np.images.processor import EfficientNetImageProcessor
 
 from helpers import CHELSEA, assert_same, hf_model, pair, pixels, run_hf, state_of, tiny_config
 

@@ -17,9 +17,9 @@ import pytest
 import transformers
 
 import effnet_np
-from effnet_np.classify import find_class, get_model
-from effnet_np.image_io import load_image
-from effnet_np.image_processor import EfficientNetImageProcessor
+from effnet_np.images.io import load_image
+from effnet_np.images.processor import EfficientNetImageProcessor
+from effnet_np.inference.classify import find_class, get_model
 
 from helpers import CHELSEA, COFFEE, hf_model, pair, tiny_config
 

@@ -13,7 +13,7 @@ import pytest
 
 import effnet_np
 from effnet_np.cli import main
-from effnet_np.image_processor import EfficientNetImageProcessor
+from effnet_np.images.processor import EfficientNetImageProcessor
 
 from helpers import CHELSEA, COFFEE, tiny_config
 
@@ -252,7 +252,7 @@ def test_what_the_terminal_cannot_show_is_escaped(tmp_path):
 
 def test_one_picture_does_not_end_a_batch(here, tmp_path, monkeypatch):
     """Whatever it fails with: memory, a damaged file, a network that cannot take it, a fault of ours."""
-    from effnet_np import classify as _  # noqa: F401 - the function; the module is behind it
+    from effnet_np.inference import classify as _  # noqa: F401 - the function; the module is behind it
 
     module = sys.modules["effnet_np.classify"]
     real = module.load_image

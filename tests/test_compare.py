@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import effnet_np
-from effnet_np import Trace, compare, compare_with_torch, hints, ops
-from effnet_np.compare import Comparison, Row, trace_torch
-from effnet_np.hints import Case, diagnose, distance, mistakes
-from effnet_np.image_io import load_image
+from effnet_np import Trace, compare, compare_with_torch, ops
+from effnet_np.images.io import load_image
+from effnet_np.inspection import hints
+from effnet_np.inspection.compare import Comparison, Row, trace_torch
+from effnet_np.inspection.hints import Case, diagnose, distance, mistakes
 
 from helpers import CHELSEA, COFFEE, pair, pixels, tiny_config
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import effnet_np
-from effnet_np import hub
+from effnet_np.checkpoints import hub
 
 from helpers import CHELSEA, COFFEE
 

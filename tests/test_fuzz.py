@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from effnet_np.h5_file import H5File
-from effnet_np.image_io import load_image
-from effnet_np.torch_file import TorchFile
+from effnet_np.checkpoints.h5_file import H5File
+from effnet_np.checkpoints.torch_file import TorchFile
+from effnet_np.images.io import load_image
 
 ROOT = Path(__file__).parent.parent
 REGRESSIONS = ROOT / "tests" / "corpus" / "regressions"

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import save
 
 import effnet_np
-from effnet_np import checkpoint
-from effnet_np.torch_file import TorchFile
+from effnet_np.checkpoints import checkpoint
+from effnet_np.checkpoints.torch_file import TorchFile
 
 import attacks
 

@@ -15,8 +15,8 @@ import PIL.features
 import PIL.Image
 import pytest
 
-from effnet_np.image_headers import MAX_SIDE, jpeg_segments
-from effnet_np.image_io import load_image
+from effnet_np.images.headers import MAX_SIDE, jpeg_segments
+from effnet_np.images.io import load_image
 
 ROWS = np.arange(12, dtype=np.uint8)[:, None, None]
 PIXELS = (ROWS * 9 + np.arange(10, dtype=np.uint8)[None, :, None] * 7 + np.array([0, 60, 120], np.uint8)).astype(np.uint8)
@@ -223,7 +223,7 @@ if AVIF:  # put in afterwards, as Pillow reads the block that it is to write
 MEASURE = """
 import json, os, resource, sys
 from pathlib import Path
-from effnet_np.image_io import load_image
+from effnet_np.images.io import load_image
 folder = Path(sys.argv[1])
 for path in sorted(Path(sys.argv[2]).glob("*")):
     load_image(path)

@@ -23,7 +23,7 @@ import pytest
 
 import effnet_np
 from effnet_np import Trace
-from effnet_np.measure import measure
+from effnet_np.inspection.measure import measure
 
 MEGABYTES_ALLOWED = 64
 SECONDS_ALLOWED = 2

@@ -13,8 +13,8 @@ import pytest
 import transformers
 
 import effnet_np
-from effnet_np import hub
-from effnet_np.image_processor import EfficientNetImageProcessor
+from effnet_np.checkpoints import hub
+from effnet_np.images.processor import EfficientNetImageProcessor
 
 from helpers import CHELSEA, hf_model, tiny_config
 

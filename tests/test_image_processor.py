@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import effnet_np
-from effnet_np import image_processor
-from effnet_np.image_processor import EfficientNetImageProcessor
+from effnet_np.images import processor as image_processor
+from effnet_np.images.processor import EfficientNetImageProcessor
 
 from helpers import CHELSEA, COFFEE
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import effnet_np
-from effnet_np.summary import PAPER
+from effnet_np.inspection.summary import PAPER
 
 from helpers import hf_model, pixels, run_hf, tiny_config
 

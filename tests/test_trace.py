@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import effnet_np
-from effnet_np import Trace, trace_files
-from effnet_np.trace import enliven
-from effnet_np.trace_files import FORMATS
+from effnet_np import Trace
+from effnet_np.tracing import trace_files
+from effnet_np.tracing.trace import enliven
+from effnet_np.tracing.trace_files import FORMATS
 
 from helpers import CHELSEA, pair, pixels, tiny_config
 
@@ -275,7 +276,7 @@ def test_what_is_no_trace_is_refused(model, tmp_path):
         (tmp_path / name).write_bytes(b"nothing")
         with pytest.raises(ValueError, match=name):
             Trace.load(tmp_path / name)
-    effnet_np.checkpoint.save_h5(model, tmp_path / "weights.h5")
+    effnet_np.checkpoints.checkpoint.save_h5(model, tmp_path / "weights.h5")
     with pytest.raises(ValueError, match=r"is it a checkpoint\?"):
         Trace.load(tmp_path / "weights.h5")
     evil = np.array([{"code": 1}], dtype=object)
@@ -630,7 +631,7 @@ def test_a_forward_begins_where_it_begins(model, image):
 def test_a_module_that_is_called_twice_does_not_begin_anew():
     import torch
 
-    from effnet_np.compare import trace_torch
+    from effnet_np.inspection.compare import trace_torch
 
     class Net(torch.nn.Module):
         def __init__(self):

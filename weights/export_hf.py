@@ -2,7 +2,7 @@
 
     python -m effnet_np.weights.export_hf google/efficientnet-b0 -o b0.h5 [--revision REV] [--verify PHOTO]
 
-is the same as `effnet-np export ...`. What the file holds is described in `effnet_np/checkpoint.py`.
+is the same as `effnet-np export ...`. What the file holds is described in `effnet_np/checkpoints/checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from effnet_np import checkpoint, hub
-from effnet_np.classify import preprocess
+from effnet_np.checkpoints import checkpoint, hub
+from effnet_np.inference.classify import preprocess
 from effnet_np.model import EfficientNetForImageClassification
 
 VERIFY_TOLERANCE = 1e-4  # of the largest logit

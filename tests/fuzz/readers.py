@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 
 import effnet_np
-from effnet_np import checkpoint
+from effnet_np.checkpoints import checkpoint
+from effnet_np.checkpoints.torch_file import TorchFile
 from effnet_np.config_checks import MAX_WEIGHTS, num_weights
-from effnet_np.image_io import load_image
-from effnet_np.image_processor import EfficientNetImageProcessor
-from effnet_np.torch_file import TorchFile
+from effnet_np.images.io import load_image
+from effnet_np.images.processor import EfficientNetImageProcessor
 from tests.fuzz import traces
 
 MAX_PIXELS = 1_000_000

@@ -160,7 +160,7 @@ def golden() -> Trace:
     """A block with every kind of layer, a residual and a gate, on a picture of 6 x 6."""
     from effnet_np.architecture import BlockSpec
     from effnet_np.model import EfficientNetBlock
-    from effnet_np.trace import enliven
+    from effnet_np.tracing.trace import enliven
 
     config = effnet_np.EfficientNetConfig.preset("b0", num_labels=3)
     spec = BlockSpec(0, 0, 2, 6, 2, 1, 3, 1, (1, 1), 3, True, 0.0)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from effnet_np.architecture import PRESETS
-from effnet_np.files import is_plain_name, read_json
+from effnet_np.checkpoints.files import is_plain_name, read_json
 from effnet_np.weights import manifest
 
 OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download", "subfolder")

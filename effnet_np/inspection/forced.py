@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from effnet_np.measure import Row, measure
+from effnet_np.inspection.measure import Row, measure
 from effnet_np.module import Module
 from effnet_np.outputs import read_only
-from effnet_np.trace import FIELDS, INPUT, ROOT, Trace, flatten
+from effnet_np.tracing.trace import FIELDS, INPUT, ROOT, Trace, flatten
 
 
 def forced_rows(

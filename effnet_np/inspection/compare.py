@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from effnet_np.forced import forced_rows
-from effnet_np.hints import Case, diagnose
-from effnet_np.measure import Row, measure
+from effnet_np.inspection.forced import forced_rows
+from effnet_np.inspection.hints import Case, diagnose
+from effnet_np.inspection.measure import Row, measure
+from effnet_np.inspection.report import Comparison
 from effnet_np.module import Module
-from effnet_np.report import Comparison
-from effnet_np.trace import INPUT, Trace
+from effnet_np.tracing.trace import INPUT, Trace
 
 TOLERANCE = 1e-4  # of the reference's largest number, after a whole network of float32 arithmetic
 FORCED_TOLERANCE = 1e-5  # where each layer starts from the reference's own input, rounding does not add up

@@ -241,7 +241,7 @@ class EfficientNetImageProcessor:
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, **options: Any) -> EfficientNetImageProcessor:
         """Read preprocessor_config.json from a folder, a file, a preset's short name or a hub id; options override fields."""
-        from effnet_np import checkpoint, hub
+        from effnet_np.checkpoints import checkpoint, hub
 
         hub_options, overrides = hub.split_options(options)
         path = hub.resolve(source, **hub_options)
@@ -251,7 +251,7 @@ class EfficientNetImageProcessor:
 
     def save_pretrained(self, folder: str | os.PathLike) -> str:
         """Write `folder`/preprocessor_config.json as HF does, and give its path."""
-        from effnet_np import checkpoint
+        from effnet_np.checkpoints import checkpoint
 
         return checkpoint.write_json(folder, "preprocessor_config.json", self.to_dict())
 

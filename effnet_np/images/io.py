@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from effnet_np.image_headers import MAX_PIXELS, READERS, Header, check_size, orientation_of, read_header, recognise
+from effnet_np.images.headers import MAX_PIXELS, READERS, Header, check_size, orientation_of, read_header, recognise
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -33,8 +33,8 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from effnet_np import checkpoint
-from effnet_np.h5_file import H5File
+from effnet_np.checkpoints import checkpoint
+from effnet_np.checkpoints.h5_file import H5File
 from effnet_np.printable import printable
 
 FORMATS = ("h5", "npz", "npy", "txt", "bin")

@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from effnet_np.files import MAX_JSON, open_file, parse_json
-from effnet_np.torch_file import BFLOAT16, widened
+from effnet_np.checkpoints.files import MAX_JSON, open_file, parse_json
+from effnet_np.checkpoints.torch_file import BFLOAT16, widened
 
 DTYPES: dict[str, np.dtype] = {
     "BF16": BFLOAT16,

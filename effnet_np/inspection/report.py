@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from effnet_np.checkpoint import replacing
-from effnet_np.measure import NEARLY_ZERO, Row
+from effnet_np.checkpoints.checkpoint import replacing
+from effnet_np.inspection.measure import NEARLY_ZERO, Row
 from effnet_np.printable import printable
 
 SHORT = 12  # rows of the short report

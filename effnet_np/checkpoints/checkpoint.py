@@ -29,17 +29,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from effnet_np import hub
 from effnet_np.architecture import PRESETS
+from effnet_np.checkpoints import hub
+from effnet_np.checkpoints.files import json_text, naming, open_in_folder, parse_json, read_json, replacing, sync, write_json
+from effnet_np.checkpoints.h5_file import H5File
+from effnet_np.checkpoints.hub import WEIGHT_FILES, read_weight_map
+from effnet_np.checkpoints.safetensors_file import SafetensorsFile
+from effnet_np.checkpoints.torch_file import TorchFile
 from effnet_np.config_checks import num_weights
-from effnet_np.files import json_text, naming, open_in_folder, parse_json, read_json, replacing, sync, write_json
-from effnet_np.h5_file import H5File
 from effnet_np.hf_config import EfficientNetConfig
-from effnet_np.hub import WEIGHT_FILES, read_weight_map
-from effnet_np.image_processor import EfficientNetImageProcessor
+from effnet_np.images.processor import EfficientNetImageProcessor
 from effnet_np.match import Match, match
-from effnet_np.safetensors_file import SafetensorsFile
-from effnet_np.torch_file import TorchFile
 from effnet_np.version import __version__
 from effnet_np.weights.foreign import refuse_foreign
 
@@ -207,9 +207,9 @@ class Checkpoint:
             self.image_processor = parse_json(texts["image_processor"], self.path)
 
     def _describe_lite0(self) -> None:
-        from effnet_np.weights import lite0
+        from effnet_np.weights import lite
 
-        translated = {lite0.hf_name(name): own for name, own in self._names.items()}
+        translated = {lite.hf_name(name): own for name, own in self._names.items()}
         if len(translated) != len(self._names):
             raise ValueError(f"{self.weights_path} holds a tensor twice, under Lite0's name and under HF's")
         self._names = translated

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from effnet_np.image_io import MAX_PIXELS, SUFFIXES
+from effnet_np.images.io import MAX_PIXELS, SUFFIXES
 from effnet_np.printable import printable
 from effnet_np.version import __version__
 
@@ -217,7 +217,7 @@ def _seed(text: str) -> int:
 
 
 def _classify(options: argparse.Namespace) -> int:
-    from effnet_np.classify import answers, get_runner
+    from effnet_np.inference.classify import answers, get_runner
 
     found = _expand(options.images, options.recursive)
     for remark in found.remarks:
@@ -401,7 +401,7 @@ def _text(label: Any) -> Any:
 def _summary(options: argparse.Namespace) -> int:
     from effnet_np.architecture import PRESETS
     from effnet_np.hf_config import EfficientNetConfig
-    from effnet_np.summary import summary
+    from effnet_np.inspection.summary import summary
 
     name = options.model
     config = EfficientNetConfig.preset(name) if name in PRESETS else EfficientNetConfig.from_pretrained(name)
@@ -433,7 +433,7 @@ def _warmup(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from effnet_np.explain import explain, save_explanation
+    from effnet_np.inspection.explain import explain, save_explanation
 
     chosen = {"class_index": options.class_index, "image_processor": options.processor, "max_pixels": options.max_pixels}
     picture = explain(_picture(options.image), options.model, options.top_k, **chosen)
@@ -443,7 +443,7 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _trace(options: argparse.Namespace) -> int:
-    from effnet_np.trace import Trace
+    from effnet_np.tracing.trace import Trace
 
     if options.input is not None and options.image is not None:
         raise ValueError("give a picture or --input FILE.npy, not both")
@@ -463,8 +463,8 @@ def _traced_model(options: argparse.Namespace) -> Any:
     """The model that is named, or one of its architecture with random weights."""
     from effnet_np import EfficientNetConfig, EfficientNetForImageClassification, EfficientNetImageProcessor
     from effnet_np.architecture import PRESETS
-    from effnet_np.classify import get_model
-    from effnet_np.trace import enliven
+    from effnet_np.inference.classify import get_model
+    from effnet_np.tracing.trace import enliven
 
     name = options.model
     if options.random is None:
@@ -482,8 +482,8 @@ def _traced_input(options: argparse.Namespace, model: Any) -> Any:
     """(N, C, H, W): from a picture, from a file of numbers, or random."""
     import numpy as np
 
-    from effnet_np.classify import preprocess
-    from effnet_np.trace_files import load_npy
+    from effnet_np.inference.classify import preprocess
+    from effnet_np.tracing.trace_files import load_npy
 
     if options.image is not None:
         return preprocess(model, options.image, options.max_pixels)[None]
@@ -494,7 +494,7 @@ def _traced_input(options: argparse.Namespace, model: Any) -> Any:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from effnet_np.compare import compare
+    from effnet_np.inspection.compare import compare
 
     result = compare(options.ours, options.theirs, layers=options.layers or "*", tolerance=options.tolerance)
     for path in options.output:

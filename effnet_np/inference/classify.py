@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from effnet_np import hub, ops
+from effnet_np import ops
 from effnet_np.architecture import PRESETS
-from effnet_np.image_io import MAX_PIXELS, load_image
-from effnet_np.image_processor import EfficientNetImageProcessor
+from effnet_np.checkpoints import hub
+from effnet_np.images.io import MAX_PIXELS, load_image
+from effnet_np.images.processor import EfficientNetImageProcessor
 from effnet_np.model import EfficientNetForImageClassification
 from effnet_np.module import Module
 from effnet_np.printable import printable

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from effnet_np.classify import DEFAULT_MODEL, check_count, find_class, get_model, load_pixels, preprocess, ranked
-from effnet_np.image_io import MAX_PIXELS
+from effnet_np.images.io import MAX_PIXELS
+from effnet_np.inference.classify import DEFAULT_MODEL, check_count, find_class, get_model, load_pixels, preprocess, ranked
 from effnet_np.model import EfficientNetForImageClassification
 from effnet_np.printable import printable
 
@@ -120,7 +120,7 @@ def explain(
 
 def save_explanation(picture: Image, path: str | os.PathLike) -> None:
     """Write a PIL image as .png, .jpg or .webp; the file is whole or absent."""
-    from effnet_np import checkpoint
+    from effnet_np.checkpoints import checkpoint
 
     formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
     suffix = Path(path).suffix.lower()

@@ -32,7 +32,7 @@ from effnet_np.layers import Activation, BatchNorm2d, Conv2d, Dropout, GlobalPoo
 from effnet_np.model import EfficientNetFinalBlockLayer, EfficientNetSqueezeExciteLayer
 from effnet_np.module import Hook, Module
 from effnet_np.outputs import read_only
-from effnet_np.trace_files import LAYOUTS, Entry, Lazy, StoredTrace, describe_array, format_of, save_trace
+from effnet_np.tracing.trace_files import LAYOUTS, Entry, Lazy, StoredTrace, describe_array, format_of, save_trace
 
 INPUT = "pixel_values"  # the entry of the network's own input
 ROOT = "output"  # the entry of a traced module that gives one array and has no name, being the outermost

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
-from effnet_np.files import open_file
+from effnet_np.checkpoints.files import open_file
 
 BUDGET = 4 << 20  # bytes of everything but numbers; B7's file has 0.8 MB of it
 MAX_DEPTH = 20  # groups in groups

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from effnet_np import ops
-from effnet_np.image_processor import CHECKPOINT_MEAN, CHECKPOINT_STD
-from effnet_np.measure import nearly_zero
-from effnet_np.trace import INPUT
+from effnet_np.images.processor import CHECKPOINT_MEAN, CHECKPOINT_STD
+from effnet_np.inspection.measure import nearly_zero
+from effnet_np.tracing.trace import INPUT
 
 # (what, mean, std) that pictures are normalised with
 NORMALISATIONS = (

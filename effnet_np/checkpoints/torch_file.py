@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from effnet_np.files import open_file
+from effnet_np.checkpoints.files import open_file
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 # What a state dict needs, several times over. A byte of a pickle can become a hundred in memory, so these also bound memory.

@@ -1,0 +1,1 @@
+"""Pictures of any kind to pixels, and pixels to network input."""
