@@ -1,0 +1,37 @@
+"""What the commands share: words to a person, kinds of arguments, texts of help."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from effnet_np.printable import printable
+
+MODEL_HELP = "lite0 (embedded), b0 to b7 (Google's, from the hub), a hub id, a folder or an .h5 file (default: %(default)s)"
+PROCESSOR_HELP = "the preprocessing: b0 to b7, lite0, a folder or a preprocessor_config.json (default: the model's own)"
+PIXELS_HELP = "refuse pictures of more pixels than this (default: %(default)s)"
+LAYERS_HELP = "only these layers, a pattern such as '*.blocks.3.*'; may be given several times"
+Commands = argparse._SubParsersAction  # what a command adds itself to
+
+
+def say(text: object) -> None:
+    """To stderr, for a person."""
+    print(f"effnet-np: {printable(text, keep=chr(10))}", file=sys.stderr, flush=True)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 19):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, got {text!r}")
+    return int(text)
+
+
+def picture(name: str) -> Any:
+    """What stands for a picture on the command line: a path, or "-" for stdin."""
+    return sys.stdin.buffer if name == "-" else name
