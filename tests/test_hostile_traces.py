@@ -219,6 +219,11 @@ def a_header_of_brackets(path):
     return path / "a"
 
 
+@attack("/etc/hostname.bin is named in it, which lies outside the folder")
+def an_absolute_path(path):
+    return folder(path / "a", ["output a float32 - 1 1 /etc/hostname.bin"])
+
+
 @attack(r"a.x00.bin is not there, or cannot be opened")
 def a_name_with_a_zero_byte(path):
     return folder(path / "a", ["output a float32 - 1 1 a\0.bin"], a=bytes(4))
