@@ -219,6 +219,23 @@ def a_header_of_brackets(path):
     return path / "a"
 
 
+@attack("/etc/hostname.bin is named in it, which lies outside the folder")
+def an_absolute_path(path):
+    return folder(path / "a", ["output a float32 - 1 1 /etc/hostname.bin"])
+
+
+@attack(r"a.x00.bin is not there, or cannot be opened")
+def a_name_with_a_zero_byte(path):
+    return folder(path / "a", ["output a float32 - 1 1 a\0.bin"], a=bytes(4))
+
+
+@attack("a.npy is not a readable .npy file")
+def a_header_of_one_byte(path):
+    (path / "a").mkdir()
+    (path / "a/a.npy").write_bytes(b"\x93NUMPY\1\0\1\0" + bytes(99))
+    return path / "a"
+
+
 @attack("packed in a way that np.load does not read")
 def an_npz_packed_with_lzma(path):
     return npz(path / "a.npz", ("a", npy(np.zeros(999))), method=zipfile.ZIP_LZMA)

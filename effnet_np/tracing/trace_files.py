@@ -339,6 +339,8 @@ class FolderArrays:
         return found
 
     def _open(self, place: str) -> BinaryIO:
+        if Path(place).is_absolute() or ".." in Path(place).parts:
+            raise ValueError(f"{self.path}: {printable(place)} is named in it, which lies outside the folder")
         return open_regular(self.path / place, self.path)
 
     def check(self, entry: Entry) -> None:
