@@ -16,6 +16,9 @@ from importlib import resources
 from typing import Any
 
 from effnet_np.architecture import HEAD_CHANNELS, PRESETS, Architecture, BlockSpec, architecture, round_filters, round_repeats
+from effnet_np.checkpoints import hub
+from effnet_np.checkpoints.checkpoint import read_config
+from effnet_np.checkpoints.files import naming, write_json
 from effnet_np.config_checks import MAX_LABELS, check_config
 
 
@@ -230,20 +233,16 @@ class EfficientNetConfig:
 
         Hub options (`revision`, `local_files_only`, `cache_dir`, ...) go to the hub; all others override fields.
         """
-        from effnet_np.checkpoints import checkpoint, hub
-
         hub_options, overrides = hub.split_options(options)
         path = hub.resolve(source, **hub_options)
-        fields = checkpoint.read_config(path)
-        with checkpoint.naming(path):
-            return cls.from_dict(fields, **overrides)
+        fields = read_config(path)
+        with naming(path):
+            return cls.from_dict(cls.preset(fields).to_dict() if isinstance(fields, str) else fields, **overrides)
 
     def save_pretrained(self, folder: str | os.PathLike) -> str:
         """Write `folder`/config.json as HF does, and give its path."""
-        from effnet_np.checkpoints import checkpoint
-
         architectures = {"architectures": ["EfficientNetForImageClassification"]}
-        return checkpoint.write_json(folder, "config.json", architectures | self.to_dict())
+        return write_json(folder, "config.json", architectures | self.to_dict())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EfficientNetConfig) and vars(self) == vars(other)

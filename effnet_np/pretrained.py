@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from effnet_np import ops
+from effnet_np.checkpoints.checkpoint import save_model
 from effnet_np.hf_config import EfficientNetConfig
 from effnet_np.layers import Conv2d, Linear
+from effnet_np.loading import load_model
 from effnet_np.module import Module
 
 
@@ -51,15 +53,16 @@ class PreTrainedModel(Module):
         initialised with `seed`. NaN and infinite weights are refused unless `allow_nonfinite=True`. Raises FileNotFoundError,
         ValueError, or TypeError for an option that is none of these.
         """
-        from effnet_np.checkpoints import checkpoint
-
-        return checkpoint.load_model(cls, source, ignore_mismatched_sizes, options)
+        return load_model(cls, source, ignore_mismatched_sizes, options)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write config.json, model.safetensors and, where known, preprocessor_config.json; transformers loads the folder."""
-        from effnet_np.checkpoints import checkpoint
+        save_model(self, folder)
 
-        checkpoint.save_model(self, folder)
+    def described(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """What is written beside the weights: config.json's fields, and preprocessor_config.json's where they are known."""
+        config = self.config.to_dict() | {"architectures": [type(self).__name__]}
+        return config, None if self.image_processor is None else self.image_processor.to_dict()
 
 
 def check_pixel_values(config: EfficientNetConfig, pixel_values: Any, dtype: Any) -> np.ndarray:

@@ -21,7 +21,7 @@ from pathlib import Path
 import llvmlite
 import llvmlite.binding as llvm
 
-from effnet_np.checkpoints.checkpoint import replacing
+from effnet_np.checkpoints.files import replacing
 from effnet_np.kernels.target import CPU_FEATURES, CPU_NAME, TRIPLE
 
 PREFIX = "effnet_np_"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import effnet_np
-from effnet_np.checkpoints import checkpoint
+from effnet_np.checkpoints import checkpoint, h5_writer
 
 from helpers import CHELSEA, COFFEE
 
@@ -34,7 +34,7 @@ def python(code, **options):
 
 
 def save(kind, model, folder):
-    model.save_pretrained(folder) if kind == "folder" else checkpoint.save_h5(model, folder / "model.h5")
+    model.save_pretrained(folder) if kind == "folder" else h5_writer.save_h5(model, folder / "model.h5")
 
 
 def source(kind, folder):
@@ -103,8 +103,8 @@ def test_kill_9_while_saving(kind, tmp_path):
 def test_kill_9_at_any_moment(moment, tmp_path):
     """A process that saves two models by turns is killed: what is there is the one or the other."""
     models = [small(0), small(1)]
-    digests = {checkpoint.tensors_sha256(model.state_dict()) for model in models}
-    checkpoint.save_h5(models[0], tmp_path / "model.h5")
+    digests = {h5_writer.tensors_sha256(model.state_dict()) for model in models}
+    h5_writer.save_h5(models[0], tmp_path / "model.h5")
     code = f"""
 import sys
 from pathlib import Path
@@ -121,7 +121,7 @@ for turn in range(100_000):
     process.kill()
     process.wait()
     loaded = Classifier.from_pretrained(tmp_path / "model.h5")
-    assert checkpoint.tensors_sha256(loaded.state_dict()) in digests
+    assert h5_writer.tensors_sha256(loaded.state_dict()) in digests
 
 
 def test_permissions_of_what_is_saved(tmp_path):
@@ -233,12 +233,12 @@ def test_a_file_that_is_replaced(tmp_path):
     models = [small(seed) for seed in (0, 1)]
     for model in models:
         model.classifier.bias[...] = np.arange(5) * (1 if model is models[0] else -1)
-    checkpoint.save_h5(models[0], path)
+    h5_writer.save_h5(models[0], path)
     os.utime(path, (1000, 1000))
     size = path.stat().st_size
     first = effnet_np.classify(GREY, path)
     assert first == effnet_np.classify(GREY, models[0])
-    checkpoint.save_h5(models[1], path)
+    h5_writer.save_h5(models[1], path)
     os.utime(path, (1000, 1000))
     assert path.stat().st_size == size
     second = effnet_np.classify(GREY, path)
@@ -248,7 +248,7 @@ def test_a_file_that_is_replaced(tmp_path):
 
 def test_a_file_that_is_damaged_comes_back_or_disappears(tmp_path):
     path = tmp_path / "model.h5"
-    checkpoint.save_h5(small(), path)
+    h5_writer.save_h5(small(), path)
     good = path.read_bytes()
     expected = effnet_np.classify(GREY, path)
     path.write_bytes(good[:1000])

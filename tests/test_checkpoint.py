@@ -14,7 +14,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 import effnet_np
-from effnet_np.checkpoints import checkpoint
+from effnet_np.checkpoints import checkpoint, h5_writer
 from effnet_np.checkpoints.torch_file import Storage, TensorView, check_view
 from effnet_np.images.processor import EfficientNetImageProcessor
 
@@ -187,7 +187,7 @@ def test_files_can_be_read_by_others(tmp_path):
 
 
 def test_a_processor_beside_an_h5_file_is_found(tmp_path):
-    checkpoint.save_h5(Classifier(tiny_config(), seed=0), tmp_path / "model.h5")
+    h5_writer.save_h5(Classifier(tiny_config(), seed=0), tmp_path / "model.h5")
     assert Classifier.from_pretrained(tmp_path / "model.h5").image_processor is None
     EfficientNetImageProcessor.preset("b0").save_pretrained(tmp_path)
     assert Classifier.from_pretrained(tmp_path / "model.h5").image_processor == EfficientNetImageProcessor.preset("b0")
@@ -220,7 +220,7 @@ def test_h5_round_trip_with_a_thousand_labels_and_more(tmp_path):
     labels = {index: f"a label with a long name, number {index}" for index in range(3000)}  # more than 64 KB
     model = Classifier(tiny_config(id2label=labels, num_labels=None), seed=0)
     model.image_processor = EfficientNetImageProcessor.preset("b0")
-    digest = checkpoint.save_h5(model, tmp_path / "model.h5", source="someone/something", revision="abc")
+    digest = h5_writer.save_h5(model, tmp_path / "model.h5", source="someone/something", revision="abc")
     back = Classifier.from_pretrained(tmp_path / "model.h5")
     assert back.config.id2label == labels
     assert back.image_processor == model.image_processor
@@ -237,12 +237,12 @@ def test_h5_round_trip_with_a_thousand_labels_and_more(tmp_path):
 
 def test_the_digest_sees_every_bit():
     state = {"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.int64)}
-    digest = checkpoint.tensors_sha256(state)
-    assert digest == checkpoint.tensors_sha256(dict(reversed(state.items())))
+    digest = h5_writer.tensors_sha256(state)
+    assert digest == h5_writer.tensors_sha256(dict(reversed(state.items())))
     changed = state["a"].copy()
     changed[1, 2] = -0.0
     for other in ({"a": changed}, {"a": state["a"].reshape(3, 2)}, {"b": np.ones(4, np.int32)}, {"c": state["a"]}):
-        assert checkpoint.tensors_sha256(state | other) != digest
+        assert h5_writer.tensors_sha256(state | other) != digest
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin", "legacy", "h5"])
@@ -251,7 +251,7 @@ def test_damaged_files(folder, kind, damage, tmp_path):
     path = folder / "model.safetensors"
     if kind == "h5":
         path = tmp_path / "model.h5"
-        checkpoint.save_h5(Classifier.from_pretrained(folder), path)
+        h5_writer.save_h5(Classifier.from_pretrained(folder), path)
     elif kind != "safetensors":
         path = as_bin(folder, legacy=kind == "legacy")
     data = path.read_bytes()
@@ -269,7 +269,7 @@ def test_numbers_changed_on_disk_are_noticed(folder, tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         Classifier.from_pretrained(folder)
     model = Classifier(tiny_config(), seed=0)
-    checkpoint.save_h5(model, tmp_path / "model.h5")
+    h5_writer.save_h5(model, tmp_path / "model.h5")
     data = (tmp_path / "model.h5").read_bytes()
     weights = model.classifier.weight.tobytes()
     (tmp_path / "model.h5").write_bytes(data.replace(weights, weights[:-1] + b"\0"))
@@ -340,7 +340,7 @@ def test_missing_and_unknown_sources(folder, tmp_path):
 
 def test_a_failed_write_leaves_the_old_file_whole(folder, tmp_path, monkeypatch):
     model = Classifier.from_pretrained(folder)
-    checkpoint.save_h5(model, tmp_path / "model.h5")
+    h5_writer.save_h5(model, tmp_path / "model.h5")
     before = (tmp_path / "model.h5").read_bytes()
 
     def full(*arguments):
@@ -348,7 +348,7 @@ def test_a_failed_write_leaves_the_old_file_whole(folder, tmp_path, monkeypatch)
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save_h5(Classifier(tiny_config(), seed=9), tmp_path / "model.h5")
+        h5_writer.save_h5(Classifier(tiny_config(), seed=9), tmp_path / "model.h5")
     assert (tmp_path / "model.h5").read_bytes() == before
     assert not list(tmp_path.glob(".*")), "a temporary file was left behind"
 

@@ -254,7 +254,7 @@ def test_one_picture_does_not_end_a_batch(here, tmp_path, monkeypatch):
     """Whatever it fails with: memory, a damaged file, a network that cannot take it, a fault of ours."""
     from effnet_np.inference import classify as _  # noqa: F401 - the function; the module is behind it
 
-    module = sys.modules["effnet_np.classify"]
+    module = sys.modules["effnet_np.inference.classify"]
     real = module.load_image
     faults = {"memory": MemoryError(), "fault": RuntimeError("a fault"), "disk": OSError(5, "Input/output error")}
 
@@ -281,7 +281,7 @@ def test_one_picture_does_not_end_a_batch(here, tmp_path, monkeypatch):
 
 
 def test_memory_and_faults_of_ours_are_a_sentence(here, monkeypatch):
-    module = sys.modules["effnet_np.explain"]
+    module = sys.modules["effnet_np.inspection.explain"]
     for error, text in ((MemoryError(), "there is not enough memory"), (KeyError("x"), "a fault of effnet_np's own, please")):
 
         def fail(*_args, error=error, **_options):

@@ -117,7 +117,7 @@ def test_fork_while_another_thread_holds_the_lock():
     code = f"""
 import os, sys, threading, time
 import effnet_np
-module = sys.modules["effnet_np.classify"]
+module = sys.modules["effnet_np.inference.classify"]
 effnet_np.classify({str(CHELSEA)!r})
 held = threading.Event()
 def hold():

@@ -276,7 +276,7 @@ def test_what_is_no_trace_is_refused(model, tmp_path):
         (tmp_path / name).write_bytes(b"nothing")
         with pytest.raises(ValueError, match=name):
             Trace.load(tmp_path / name)
-    effnet_np.checkpoints.checkpoint.save_h5(model, tmp_path / "weights.h5")
+    effnet_np.checkpoints.h5_writer.save_h5(model, tmp_path / "weights.h5")
     with pytest.raises(ValueError, match=r"is it a checkpoint\?"):
         Trace.load(tmp_path / "weights.h5")
     evil = np.array([{"code": 1}], dtype=object)
@@ -393,7 +393,7 @@ def port_in_torch(golden, mine):
 def test_the_readmes_commands_and_a_port(tmp_path):
     """README's own command on the shell, a port from what it wrote, and the comparison, which ends with status 0."""
     readme = (Path(ROOT).parent / "README.md").read_text()
-    (command,) = (line for line in readme.splitlines() if line.startswith("effnet-np trace photo.jpg -o golden"))
+    (command,) = (line for line in readme.splitlines() if line.startswith("effnet-np trace notebooks/"))
     words = shlex.split(command)[2:]
     words[0] = str(CHELSEA)
     done = run("trace", *words, cwd=tmp_path)

@@ -2,7 +2,7 @@
 
     python -m effnet_np.weights.export_hf google/efficientnet-b0 -o b0.h5 [--revision REV] [--verify PHOTO]
 
-is the same as `effnet-np export ...`. What the file holds is described in `effnet_np/checkpoints/checkpoint.py`.
+is the same as `effnet-np export ...`. What the file holds is described in `effnet_np/checkpoints/h5_writer.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from effnet_np.checkpoints import checkpoint, hub
+from effnet_np.checkpoints import hub
+from effnet_np.checkpoints.h5_writer import save_h5
 from effnet_np.inference.classify import preprocess
 from effnet_np.model import EfficientNetForImageClassification
 
@@ -33,7 +34,7 @@ def export(source: str | os.PathLike, output: str | os.PathLike, verify: str | o
     model = EfficientNetForImageClassification.from_pretrained(path)
     if verify is not None:  # first: a checkpoint that fails must not replace a good file
         compare_with_hf(model, path, verify)
-    digest = checkpoint.save_h5(model, output, source=os.fspath(source), revision=_revision(path, hub_options))
+    digest = save_h5(model, output, source=os.fspath(source), revision=_revision(path, hub_options))
     _compare_bits(model, output)
     return digest
 

@@ -20,6 +20,9 @@ from typing import Any
 import numpy as np
 
 from effnet_np.architecture import PRESETS
+from effnet_np.checkpoints import hub
+from effnet_np.checkpoints.checkpoint import read_processor_config
+from effnet_np.checkpoints.files import naming, write_json
 from effnet_np.placement import wanted_dtype
 
 FIRST, LAST = "channels_first", "channels_last"
@@ -241,25 +244,32 @@ class EfficientNetImageProcessor:
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, **options: Any) -> EfficientNetImageProcessor:
         """Read preprocessor_config.json from a folder, a file, a preset's short name or a hub id; options override fields."""
-        from effnet_np.checkpoints import checkpoint, hub
-
         hub_options, overrides = hub.split_options(options)
         path = hub.resolve(source, **hub_options)
-        fields = checkpoint.read_processor_config(path)
-        with checkpoint.naming(path):
-            return cls.from_dict(fields, **overrides)
+        fields = read_processor_config(path)
+        with naming(path):
+            return cls.from_dict(cls.preset(fields).to_dict() if isinstance(fields, str) else fields, **overrides)
 
     def save_pretrained(self, folder: str | os.PathLike) -> str:
         """Write `folder`/preprocessor_config.json as HF does, and give its path."""
-        from effnet_np.checkpoints import checkpoint
-
-        return checkpoint.write_json(folder, "preprocessor_config.json", self.to_dict())
+        return write_json(folder, "preprocessor_config.json", self.to_dict())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EfficientNetImageProcessor) and vars(self) == vars(other)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
+
+
+def find_processor(source: Any) -> EfficientNetImageProcessor | None:
+    """A processor itself (or None), a preset's ("b0".."b7", "lite0": nothing is fetched), that of a folder, file or hub id."""
+    if source is None or isinstance(source, EfficientNetImageProcessor):
+        return source
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"image_processor must be an EfficientNetImageProcessor or where to find one, got {source!r:.80}")
+    if isinstance(source, str) and source in PRESETS:
+        return EfficientNetImageProcessor.preset(source)
+    return EfficientNetImageProcessor.from_pretrained(source)
 
 
 OPTIONS = frozenset(inspect.signature(EfficientNetImageProcessor).parameters) - {"unknown"}

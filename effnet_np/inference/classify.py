@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from effnet_np import ops
-from effnet_np.architecture import PRESETS
 from effnet_np.checkpoints import hub
 from effnet_np.images.io import MAX_PIXELS, load_image
-from effnet_np.images.processor import EfficientNetImageProcessor
+from effnet_np.images.processor import find_processor
 from effnet_np.model import EfficientNetForImageClassification
 from effnet_np.module import Module
 from effnet_np.printable import printable
@@ -188,7 +187,7 @@ def get_model(source: Any, image_processor: Any = None, **hub_options: Any) -> E
             wanted = "a name, a path, or an image classifier with its image_processor set"
             raise TypeError(f"model must be {wanted}; this {type(source).__name__} does not know its preprocessing")
         return source
-    processor = None if image_processor is None else get_processor(image_processor)
+    processor = find_processor(image_processor)
     key = (os.fspath(source), repr(processor), tuple(sorted(hub_options.items())))
     with _lock:
         if key in _kept and _kept[key].is_current():  # the hub is not asked again
@@ -203,15 +202,6 @@ def get_model(source: Any, image_processor: Any = None, **hub_options: Any) -> E
         _kept.clear()  # one model is kept, not every model of a long session
         _kept[key] = _Kept(path, fingerprint, model)
         return model
-
-
-def get_processor(source: Any) -> EfficientNetImageProcessor:
-    """A processor itself, that of a preset ("b0".."b7", "lite0": nothing is fetched), or of a folder, a file or a hub id."""
-    if isinstance(source, EfficientNetImageProcessor):
-        return source
-    if isinstance(source, str) and source in PRESETS:
-        return EfficientNetImageProcessor.preset(source)
-    return EfficientNetImageProcessor.from_pretrained(source)
 
 
 @dataclass(frozen=True)

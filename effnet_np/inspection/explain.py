@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from effnet_np.checkpoints.files import replacing
 from effnet_np.images.io import MAX_PIXELS
 from effnet_np.inference.classify import DEFAULT_MODEL, check_count, find_class, get_model, load_pixels, preprocess, ranked
 from effnet_np.model import EfficientNetForImageClassification
@@ -120,13 +121,11 @@ def explain(
 
 def save_explanation(picture: Image, path: str | os.PathLike) -> None:
     """Write a PIL image as .png, .jpg or .webp; the file is whole or absent."""
-    from effnet_np.checkpoints import checkpoint
-
     formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
     suffix = Path(path).suffix.lower()
     if suffix not in formats:
         raise ValueError(f"the picture's name must end in {', '.join(formats)}, got {Path(path).name}")
-    with checkpoint.replacing(path) as temporary:
+    with replacing(path) as temporary:
         picture.save(temporary, formats[suffix])
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from effnet_np.checkpoints.checkpoint import replacing
+from effnet_np.checkpoints.files import replacing
 from effnet_np.inspection.measure import NEARLY_ZERO, Row
 from effnet_np.printable import printable
 

@@ -33,8 +33,9 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from effnet_np.checkpoints import checkpoint
+from effnet_np.checkpoints.files import replacing
 from effnet_np.checkpoints.h5_file import H5File
+from effnet_np.checkpoints.h5_writer import save_arrays_h5
 from effnet_np.printable import printable
 
 FORMATS = ("h5", "npz", "npy", "txt", "bin")
@@ -534,9 +535,9 @@ def save_trace(
     if format == "h5":
         by_place = {entry.place: entry for entry in entries}
         shapes = {entry.place: (entry.shape, np.dtype(entry.dtype).newbyteorder("<")) for entry in entries}
-        checkpoint.save_arrays_h5(path, shapes, lambda place: little(by_place[place]), index)
+        save_arrays_h5(path, shapes, lambda place: little(by_place[place]), index)
     elif format == "npz":
-        with checkpoint.replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
             for entry in entries:
                 with archive.open(f"{entry.place}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, little(entry), allow_pickle=False)
