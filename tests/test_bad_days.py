@@ -12,6 +12,8 @@ import time
 
 import numpy as np
 import pytest
+import transformers
+from safetensors.numpy import load_file, save_file
 
 import effnet_np
 from effnet_np.checkpoints import checkpoint, h5_writer
@@ -82,20 +84,22 @@ def test_kill_9_while_saving(kind, tmp_path):
     done = python(killer + saving_code(kind, tmp_path))
     assert done.returncode == -signal.SIGKILL
     leftovers = [path for path in tmp_path.iterdir() if path.name not in before]
-    assert len(leftovers) == 1
-    assert leftovers[0].name.startswith(".model.")
-    assert leftovers[0].name.endswith(".tmp")
+    assert sorted(path.name.split(".")[1] for path in leftovers) == (
+        ["config", "model", "preprocessor_config"] if kind == "folder" else ["model"]
+    )
+    assert all(path.name.endswith(".tmp") for path in leftovers)
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert Classifier.from_pretrained(source(kind, tmp_path)).num_labels == 5
 
     save(kind, small(seed=1), tmp_path)
-    assert leftovers[0].exists(), "it could be of a process that is writing now"
-    os.utime(leftovers[0], (time.time() - 4000,) * 2)
+    assert all(path.exists() for path in leftovers), "they could be of a process that is writing now"
+    for path in leftovers:
+        os.utime(path, (time.time() - 4000,) * 2)
     other = tmp_path / ".model.h5.of-somebody-else.tmp"
     other.write_bytes(b"")
     os.utime(other, (0, 0))
     save(kind, small(seed=1), tmp_path)
-    assert not leftovers[0].exists()
+    assert not any(path.exists() for path in leftovers)
     assert other.exists()
 
 
@@ -122,6 +126,138 @@ for turn in range(100_000):
     process.wait()
     loaded = Classifier.from_pretrained(tmp_path / "model.h5")
     assert h5_writer.tensors_sha256(loaded.state_dict()) in digests
+
+
+def numbered(number):
+    """A model whose labels and preprocessing say which weights are its own."""
+    config = effnet_np.EfficientNetConfig.preset("b0", width_coefficient=0.125, hidden_dim=160, image_size=64,
+                                                 id2label={index: f"{number} {index}" for index in range(5)})  # fmt: skip
+    model = Classifier(config, seed=number)
+    model.classifier.bias[...] = number
+    model.image_processor = effnet_np.EfficientNetImageProcessor(size=64 + number)
+    return model
+
+
+def assert_of_one_save(model):
+    number = int(model.classifier.bias[0])
+    assert model.config.id2label[0] == f"{number} 0"
+    assert model.image_processor.size["height"] == 64 + number
+
+
+def test_a_folder_is_read_as_one_while_it_is_saved_again_and_again(tmp_path):
+    """Two processes save two models by turns: whatever is loaded meanwhile is all of the one or all of the other."""
+    numbered(0).save_pretrained(tmp_path)
+    code = f"""
+import sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_bad_days import numbered
+models = [numbered(0), numbered(1)]
+print("ready", flush=True)
+while True:
+    for model in models:
+        model.save_pretrained({str(tmp_path)!r})
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for writer in writers:
+            assert writer.stdout.readline() == b"ready\n"
+        seen = set()
+        for _ in range(60):
+            model = Classifier.from_pretrained(tmp_path)
+            assert_of_one_save(model)
+            seen.add(int(model.classifier.bias[0]))
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.wait()
+            writer.stdout.close()
+    assert seen == {0, 1}
+
+
+@pytest.mark.parametrize("old", ["ours", "ours without a processor", "theirs"])
+@pytest.mark.parametrize("renames", [0, 1, 2, 3])
+def test_a_save_that_is_killed_between_its_files(old, renames, tmp_path, monkeypatch):
+    """One of the two models, or an error that says what happened; never one's weights with the other's labels."""
+    first = numbered(0)
+    first.image_processor = None if old == "ours without a processor" else first.image_processor
+    first.save_pretrained(tmp_path)
+    if old == "theirs":  # without ids
+        for name in ("config.json", "preprocessor_config.json"):
+            fields = json.loads((tmp_path / name).read_text())
+            del fields["effnet_np_save"]
+            (tmp_path / name).write_text(json.dumps(fields))
+        save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors", {"format": "pt"})
+    done, replace = [], os.replace
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*arguments):
+        if len(done) == renames:
+            raise Killed
+        done.append(replace(*arguments))
+
+    monkeypatch.setattr(os, "replace", kill)
+    try:
+        numbered(1).save_pretrained(tmp_path)
+    except Killed:
+        assert renames < 3
+    monkeypatch.setattr(os, "replace", replace)
+    if renames in (0, 3):
+        model = Classifier.from_pretrained(tmp_path)
+        assert int(model.classifier.bias[0]) == (1 if renames else 0)
+        if model.image_processor is not None:
+            assert_of_one_save(model)
+    else:
+        with pytest.raises(ValueError, match="are not of one save: it was interrupted, .* Save the model again"):
+            Classifier.from_pretrained(tmp_path)
+        numbered(1).save_pretrained(tmp_path)
+        assert_of_one_save(Classifier.from_pretrained(tmp_path))
+
+
+def test_a_model_without_a_processor_takes_the_last_models_away(tmp_path):
+    numbered(1).save_pretrained(tmp_path)
+    model = numbered(0)
+    model.image_processor = None
+    model.save_pretrained(tmp_path)
+    assert Classifier.from_pretrained(tmp_path).image_processor is None
+    effnet_np.EfficientNetImageProcessor(size=99).save_pretrained(tmp_path)  # put there by itself: it stays
+    model.save_pretrained(tmp_path)
+    assert Classifier.from_pretrained(tmp_path).image_processor.size["height"] == 99
+
+
+def test_folders_in_which_others_wrote(tmp_path):
+    """transformers loads ours, keeps the id, and writes weights without one: loaded as ever. Weights exchanged: refused."""
+    numbered(1).save_pretrained(tmp_path / "ours")
+    theirs = transformers.EfficientNetForImageClassification.from_pretrained(tmp_path / "ours")
+    theirs.config.id2label = {index: f"new {index}" for index in range(5)}
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert "effnet_np_save" in json.loads((tmp_path / "theirs" / "config.json").read_text())
+    shutil.copy(tmp_path / "ours" / "preprocessor_config.json", tmp_path / "theirs")
+    model = Classifier.from_pretrained(tmp_path / "theirs")
+    assert model.config.id2label[0] == "new 0"
+    assert "effnet_np_save" not in model.config.to_dict()
+    model.save_pretrained(tmp_path / "theirs")  # over what they wrote
+    assert "transformers_version" not in json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert Classifier.from_pretrained(tmp_path / "theirs").config.id2label[0] == "new 0"
+    config = effnet_np.EfficientNetConfig.from_pretrained(tmp_path / "ours")
+    config.dropout_rate = 0.1
+    config.save_pretrained(tmp_path / "ours")  # a configuration by itself has no id
+    assert Classifier.from_pretrained(tmp_path / "ours").config.dropout_rate == 0.1
+    numbered(0).save_pretrained(tmp_path / "ours")
+    save_file(load_file(tmp_path / "ours" / "model.safetensors"), tmp_path / "ours" / "model.safetensors")
+    with pytest.raises(ValueError, match="delete the lines 'effnet_np_save'"):
+        Classifier.from_pretrained(tmp_path / "ours")
+
+
+@pytest.mark.parametrize("path", ["nodir/model.h5", "file/model.h5", "folder"])
+def test_an_error_of_writing_names_what_was_asked_for(path, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=r"folder|directory") as raised:
+        checkpoint.save_h5(small(), tmp_path / path)
+    assert str(tmp_path / path) in str(raised.value)
+    assert ".tmp" not in str(raised.value)
 
 
 def test_permissions_of_what_is_saved(tmp_path):

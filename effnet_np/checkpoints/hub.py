@@ -5,8 +5,12 @@ Short names: "b0" to "b7" mean Google's checkpoints on the hub, "lite0" the weig
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import re
+import warnings
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,7 +59,8 @@ def _download(repo_id: str, weights: bool, options: dict[str, Any]) -> Path:
 
     def fetch(filename: str, needed: bool = True) -> Path | None:
         try:
-            return Path(hf_hub_download(repo_id, filename, **options))
+            with _one_sentence():
+                return Path(hf_hub_download(repo_id, filename, **options))
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
             at = f" at revision {options['revision']!r}" if options.get("revision") else ""
             raise FileNotFoundError(f"the hub has no model {repo_id}{at}, or it is private: check name and token") from error
@@ -65,6 +70,12 @@ def _download(repo_id: str, weights: bool, options: dict[str, Any]) -> Path:
         except errors.EntryNotFoundError as error:
             if needed:
                 raise FileNotFoundError(f"{repo_id} on the hub has no {filename}: effnet_np cannot load it") from error
+        except Exception as error:
+            if type(error).__module__.split(".")[0] not in ("huggingface_hub", "requests", "httpx", "urllib3"):
+                raise
+            why = (str(error).strip().splitlines() or [""])[0]
+            hint = "try again later; a download goes on where it stopped"
+            raise ConnectionError(f"the hub did not give {filename} of {repo_id} ({why:.200}): {hint}") from error
         return None
 
     config = fetch("config.json")
@@ -84,12 +95,35 @@ def _download(repo_id: str, weights: bool, options: dict[str, Any]) -> Path:
     raise FileNotFoundError(_not_cached(repo_id, f"any of {', '.join(WEIGHT_FILES)}", options))
 
 
+@contextlib.contextmanager
+def _one_sentence() -> Iterator[None]:
+    """One warning where huggingface_hub logs each of its attempts to reach the hub, and an address of three lines with each."""
+    said: list[str] = []
+
+    def shorten(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if "thrown while requesting" not in text and not text.startswith("Retrying in"):
+            return True
+        if not said:
+            status = re.search(r"HTTP Error (\d+)", text)
+            why = f"HTTP error {status[1]}" if status else "no answer in time" if "timed out" in text else "no connection"
+            said.append(why)
+            warnings.warn(f"the hub cannot be reached ({why}); trying again for half a minute", UserWarning, stacklevel=2)
+        return False
+
+    logger = logging.getLogger("huggingface_hub.utils._http")  # a filter of its parent would not see what it logs
+    logger.addFilter(shorten)
+    try:
+        yield
+    finally:
+        logger.removeFilter(shorten)
+
+
 def _not_cached(repo_id: str, filename: str, options: dict[str, Any]) -> str:
     revision = f" --revision {options['revision']}" if options.get("revision") else ""
-    command = f"hf download {repo_id}{revision}"
     return (
-        f"{filename} of {repo_id} is not in the cache on this machine and the hub cannot be asked for it (offline, or "
-        f"local_files_only). With a connection, this command fetches it: {command}"
+        f"{filename} of {repo_id} is not in the cache on this machine and the hub cannot be asked for it (no connection, "
+        f"offline mode, or local_files_only). With a connection, this command fetches it: hf download {repo_id}{revision}"
     )
 
 
