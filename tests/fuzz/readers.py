@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import PIL.features
 
 import effnet_np
 from effnet_np import checkpoint
@@ -12,6 +13,7 @@ from effnet_np.image_processor import EfficientNetImageProcessor
 from effnet_np.torch_file import TorchFile
 
 MAX_PIXELS = 1_000_000
+AVIF = "avif" in PIL.features.modules and PIL.features.check("avif")  # Pillow 11.3 and newer
 FILE_ERRORS = (ValueError, TypeError, FileNotFoundError)
 _model = None
 
