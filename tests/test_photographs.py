@@ -86,8 +86,8 @@ def test_explain_and_trace(folder, tmp_path):
     with effnet_np.Trace(model) as trace:
         model(pixel_values)
     with np.load(tmp_path / "trace.npz") as saved:
-        name = next(name for name in saved if name.endswith("embeddings.convolution"))
-        np.testing.assert_array_equal(saved[name], trace[name])
+        (name,) = (name for name in saved if name.endswith("embeddings.convolution"))
+        np.testing.assert_array_equal(saved[name], trace["efficientnet.embeddings.convolution"])
 
 
 @pytest.mark.parametrize("preset", ["lite0", "b0", "b4", "b7"])
@@ -165,6 +165,9 @@ def test_heic():
     pillow_heif.from_pillow(CAT).save(buffer, format="HEIF", quality=90)
     pixels = load_image(buffer.getvalue())
     assert np.abs(pixels.astype(int) - np.asarray(CAT)).mean() < 5
+    turned = io.BytesIO()
+    pillow_heif.from_pillow(CAT).save(turned, format="HEIF", quality=90, exif=ORIENTATION.tobytes())
+    assert np.abs(load_image(turned.getvalue()).astype(int) - np.rot90(np.asarray(CAT), -1)).mean() < 5
     with pytest.raises(ValueError, match="451 x 300 pixels, more than max_pixels = 1000"):
         load_image(buffer.getvalue(), max_pixels=1000)
     with pytest.raises(ValueError, match="damaged or cut off|cannot be read"):
