@@ -17,6 +17,7 @@ from typing import NamedTuple
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn: 268 MB of RGB; counted before anything is decoded
 MAX_SIDE = 1 << 16  # pixels; JPEG has no more
 MAX_SCANS = 64  # of a JPEG; progressive ones have about ten, and each costs as much as the whole picture
+MAX_LARGE_SCANS = 24  # of a picture as large as the limit: a progressive one of four colours has 18
 MAX_PIECES = 1 << 16  # strips or tiles of a TIFF
 
 # How a file begins. What is known and not read is named; all else is never shown to a decoder, so none can be attacked.
@@ -175,7 +176,7 @@ def read_jpeg(data: bytes, max_pixels: int) -> Header:
 
 
 def check_scans(scans: int, pixels: int, max_pixels: int, kind: str = "JPEG") -> None:
-    if scans > MAX_SCANS or scans * pixels > MAX_SCANS // 4 * max(max_pixels, MAX_PIXELS):
+    if scans > MAX_SCANS or scans * pixels > MAX_LARGE_SCANS * max(max_pixels, MAX_PIXELS):
         raise ValueError(f"is a {kind} of {scans} scans at {pixels} pixels each, far more than photographs have")
 
 
@@ -389,7 +390,7 @@ def _check_tiff_scans(directory: _Directory, pixels: int, max_pixels: int) -> No
         found = sum(marker == 0xDA for marker, _, _ in jpeg_segments(data[start : start + length]))
         check_scans(found, pixels, max_pixels, "TIFF in JPEG, and one of its parts is")
         scans += found
-    if scans * pixels > MAX_SCANS // 4 * max(max_pixels, MAX_PIXELS):
+    if scans * pixels > MAX_LARGE_SCANS * max(max_pixels, MAX_PIXELS):
         raise ValueError(f"is a TIFF in JPEG of {scans} scans at {pixels} pixels each, far more than photographs have")
 
 

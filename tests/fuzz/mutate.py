@@ -7,8 +7,8 @@ import pickletools
 import random
 import struct
 import zipfile
-import zlib
 
+from tests.fuzz.pictures import picture
 from tests.fuzz.traces import mutate_trace
 
 NUMBERS = [0, 1, 2, 7, 8, 127, 128, 255, 256, 1000, 32767, 32768, 65535, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
@@ -59,7 +59,7 @@ PICKLE_PARTS += [b"cposix\nsystem\n", b"ccollections\nOrderedDict\n", b"ctorch\n
 
 def mutate(data: bytes, kind: str, choose: random.Random, others: list[bytes]) -> bytes:
     """One damaged input from a valid file; now and then with a part of another one."""
-    inside = {"torch": _torch, "safetensors": _safetensors, "json": _json, "pictures": _picture, "classify": _picture}.get(kind)
+    inside = {"torch": _torch, "safetensors": _safetensors, "json": _json, "pictures": picture, "classify": picture}.get(kind)
     if kind in ("trace", "compare"):
         inside = functools.partial(mutate_trace, damage=_bytes)
     if inside and choose.random() < 0.6:
@@ -186,25 +186,3 @@ def _safetensors(data: bytes, choose: random.Random, others: list[bytes]) -> byt
     header = data[8 : 8 + length]
     header = _json(header, choose, others) if choose.random() < 0.7 else _bytes(header, choose, others)
     return struct.pack("<Q", len(header)) + header + data[8 + length :]
-
-
-def _picture(data: bytes, choose: random.Random, others: list[bytes]) -> bytes:
-    """PNG: a chunk's content changed and its checksum made right again. Others have no checksums."""
-    if not data.startswith(b"\x89PNG"):
-        return _bytes(data, choose, others)
-    chunks, at = [], 8
-    while at < len(data):
-        (length,) = struct.unpack(">I", data[at : at + 4])
-        chunks.append([data[at + 4 : at + 8], data[at + 8 : at + 8 + length]])
-        at += 12 + length
-    chunk = choose.choice(chunks)
-    if chunk[0] == b"IDAT" and choose.random() < 0.5:
-        chunk[1] = zlib.compress(_bytes(zlib.decompress(chunk[1]), choose, others))
-    else:
-        chunk[1] = _bytes(chunk[1], choose, others)
-    if choose.random() < 0.1:
-        chunks.insert(choose.randrange(len(chunks)), choose.choice(chunks))
-    out = data[:8]
-    for kind, content in chunks:
-        out += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-    return out

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import PIL.features
 
 import effnet_np
 from effnet_np.checkpoints import checkpoint
@@ -13,6 +14,7 @@ from effnet_np.images.processor import EfficientNetImageProcessor
 from tests.fuzz import traces
 
 MAX_PIXELS = 1_000_000
+AVIF = "avif" in PIL.features.modules and PIL.features.check("avif")  # Pillow 11.3 and newer
 FILE_ERRORS = (ValueError, TypeError, FileNotFoundError)
 _model = None
 
