@@ -377,7 +377,7 @@ def test_export_verifies_against_hf_on_a_photograph(folder, tmp_path, expected):
 
 
 def test_export_lite0_and_by_the_script(tmp_path):
-    command = [sys.executable, "-m", "effnet_np.weights.export_hf", "lite0", "-o", str(tmp_path / "lite0.h5")]
+    command = [sys.executable, "-m", "effnet_np", "export", "lite0", "-o", str(tmp_path / "lite0.h5")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert effnet_np.classify(CHELSEA, model=tmp_path / "lite0.h5")[0]["label"] == "tiger cat"
@@ -396,13 +396,13 @@ def test_export_refuses(folder, tmp_path):
 
 
 def test_verify_notices_different_logits(folder, monkeypatch):
-    from effnet_np.weights import export_hf
+    from effnet_np.cli import export
 
     model = Classifier.from_pretrained(folder)
-    assert export_hf.compare_with_hf(model, folder, CHELSEA) < 1e-5
+    assert export.compare_with_hf(model, folder, CHELSEA) < 1e-5
     model.classifier.bias[2] += 0.01
     with pytest.raises(ValueError, match="the logits differ from transformers' by"):
-        export_hf.compare_with_hf(model, folder, CHELSEA)
+        export.compare_with_hf(model, folder, CHELSEA)
 
 
 def test_pair_helper_is_not_fooled():

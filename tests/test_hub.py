@@ -66,7 +66,7 @@ def test_from_the_cache(cache, files):
 def test_export_knows_the_revision(cache, tmp_path):
     import h5py
 
-    from effnet_np.weights.export_hf import export
+    from effnet_np.cli.export import export
 
     export("b0", tmp_path / "b0.h5", cache_dir=cache)
     with h5py.File(tmp_path / "b0.h5") as file:

@@ -91,7 +91,8 @@ def test_what_is_installed(installed):
         "kernels/__init__.py",
         "weights/imagenet-1k-id2label.json",
         "weights/manifest.json",
-        "weights/export_hf.py",
+        "weights/foreign.py",
+        "cli/classify.py",
     ):
         assert (installed / "effnet_np" / name).is_file(), name
     assert not (installed / "kernels").exists(), "a top-level package named kernels would shadow another project's"
