@@ -255,7 +255,7 @@ def test_an_error_of_writing_names_what_was_asked_for(path, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match=r"folder|directory") as raised:
-        checkpoint.save_h5(small(), tmp_path / path)
+        h5_writer.save_h5(small(), tmp_path / path)
     assert str(tmp_path / path) in str(raised.value)
     assert ".tmp" not in str(raised.value)
 

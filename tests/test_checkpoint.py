@@ -1,5 +1,6 @@
 """Weights in and out: HF's files into our model, ours into HF's, shards, heads, damage, and nothing half-written."""
 
+import argparse
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
@@ -124,18 +126,24 @@ def test_backbone_from_classifier_and_back(folder, theirs, tmp_path):
     backbone.save_pretrained(tmp_path / "backbone")
     with pytest.raises(ValueError, match=r"missing \(2\):\n    classifier.weight\n    classifier.bias"):
         Classifier.from_pretrained(tmp_path / "backbone")
-    model = Classifier.from_pretrained(tmp_path / "backbone", ignore_mismatched_sizes=True, num_labels=3, seed=1)
+    with pytest.warns(UserWarning, match=r"classifier.weight \(not in the file, the model: \(3, 160\)\)"):
+        model = Classifier.from_pretrained(tmp_path / "backbone", ignore_mismatched_sizes=True, num_labels=3, seed=1)
     assert_same(model.efficientnet(image).pooler_output, run_hf(theirs.efficientnet, image).pooler_output)
     assert model.classifier.weight.shape == (3, 160)
     assert model.classifier.weight.std() > 0
 
 
 def test_new_head(folder, theirs):
-    with pytest.raises(ValueError, match=r"wrong shape \(2\):\n    classifier.weight: expected \(7, 160\), got \(5, 160\)"):
+    wrong = r"wrong shape \(2\):\n    classifier.weight: expected \(7, 160\), got \(5, 160\)(.|\n)*ignore_mismatched_sizes=True"
+    with pytest.raises(ValueError, match=wrong):
         Classifier.from_pretrained(folder, num_labels=7)
-    first, second = (
-        Classifier.from_pretrained(folder, num_labels=7, ignore_mismatched_sizes=True, seed=3).state_dict() for _ in range(2)
-    )
+    wanted = r"classifier.weight \(the file: \(5, 160\), the model: \(7, 160\)\), classifier.bias \(the file: \(5,\), "
+    with pytest.warns(UserWarning, match=wanted) as warned:
+        first, second = (
+            Classifier.from_pretrained(folder, num_labels=7, ignore_mismatched_sizes=True, seed=3).state_dict()
+            for _ in range(2)
+        )
+    assert warned[0].filename == __file__, "the warning points at the caller"
     assert first["classifier.weight"].shape == (7, 160)
     assert abs(first["classifier.weight"].std() / 0.02 - 1) < 0.1
     for name, array in state_of(theirs).items():
@@ -146,7 +154,8 @@ def test_new_head(folder, theirs):
 
 def test_options_of_from_pretrained(folder, expected, tmp_path):
     config = tiny_config(num_labels=7)
-    model = Classifier.from_pretrained(folder, config=config, ignore_mismatched_sizes=True, seed=0)
+    with pytest.warns(UserWarning, match="drawn anew, so to be trained"):
+        model = Classifier.from_pretrained(folder, config=config, ignore_mismatched_sizes=True, seed=0)
     assert model.num_labels == 7
     assert_loads(tmp_path, expected, subfolder="hf")
     assert effnet_np.EfficientNetConfig.from_pretrained(tmp_path, subfolder="hf").num_labels == 5
@@ -154,6 +163,195 @@ def test_options_of_from_pretrained(folder, expected, tmp_path):
     for option in ("num_label", "variant", "device_map", "output_loading_info"):
         with pytest.raises(TypeError, match=f"no option or field {option}"):
             Classifier.from_pretrained(folder, **{option: 1})
+
+
+@pytest.mark.parametrize("name", ["torch_dtype", "dtype"])
+def test_dtype_as_transformers_takes_it(folder, expected, name):
+    for wish in (None, "auto", "float32", np.float32, np.dtype("float32"), torch.float32):
+        assert assert_loads(folder, expected, **{name: wish}).dtype == np.float32
+    for wish in ("float64", np.float64, torch.float64):
+        assert Classifier.from_pretrained(folder, **{name: wish}).dtype == np.float64
+    for wish in ("float16", torch.float16, torch.bfloat16, np.float16, 5):
+        with pytest.raises(TypeError, match="a model computes in float32 .* leave it out"):
+            Classifier.from_pretrained(folder, **{name: wish})
+
+
+def test_float64_numbers_stay_float64(folder):
+    state = {key: value.astype(np.float64) if value.dtype == np.float32 else value
+             for key, value in load_file(folder / "model.safetensors").items()}  # fmt: skip
+    state["classifier.bias"] += 1e-12
+    save_file(state, folder / "model.safetensors")
+    model = Classifier.from_pretrained(folder, torch_dtype="float64")
+    assert model.classifier.bias.tobytes() == state["classifier.bias"].tobytes()
+    h5_writer.save_h5(model, folder / "model.h5")  # the digest is of what is in the file, whatever it is read as
+    for dtype in ("float32", "float64"):
+        Classifier.from_pretrained(folder / "model.h5", torch_dtype=dtype)
+
+
+def test_a_processor_for_weights_that_came_without(folder):
+    (folder / "preprocessor_config.json").unlink()
+    assert Classifier.from_pretrained(folder).image_processor is None
+    preset = EfficientNetImageProcessor.preset("b3")
+    preset.save_pretrained(folder.parent / "processor")
+    for source in ("b3", preset, folder.parent / "processor", str(folder.parent / "processor" / "preprocessor_config.json")):
+        assert Classifier.from_pretrained(folder, image_processor=source).image_processor == preset
+    with pytest.raises(TypeError, match="image_processor must be an EfficientNetImageProcessor or where to find one, got 5"):
+        Classifier.from_pretrained(folder, image_processor=5)
+
+
+class Net(torch.nn.Module):
+    """What Lightning makes of a network: its attribute's name stands before all names."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("wrapping", ["state_dict", "model", "deep", "DataParallel", "compile", "Lightning"])
+def test_what_trainings_save(theirs, folder, expected, wrapping, legacy, tmp_path):
+    """The whole of a training's checkpoint, with optimiser, options, scores and random state: unwrapped, and said."""
+    optimizer = torch.optim.AdamW(theirs.parameters())
+    for parameter in theirs.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # a step of nothing: what is kept for each parameter is there
+    theirs.zero_grad(set_to_none=True)
+    theirs.load_state_dict({key: torch.from_numpy(value) for key, value in load_file(folder / "model.safetensors").items()})
+    state = theirs.state_dict()
+    rest = {
+        "epoch": 3,
+        "best": np.float64(0.75),
+        "loss": 0.1,
+        "args": argparse.Namespace(lr=0.1, name="x", size=[1, 2]),
+        "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+        "shape": torch.Size([1, 2]),
+    }
+    found = {
+        "state_dict": {"state_dict": state} | rest,
+        "model": {"model": state} | rest,
+        "deep": {"state_dict": {"model": state}} | rest,
+        "DataParallel": {"state_dict": torch.nn.DataParallel(theirs).state_dict()},
+        "compile": {f"_orig_mod.module.{key}": value for key, value in state.items()},
+        "Lightning": {"state_dict": Net(theirs).state_dict()} | rest,
+    }[wrapping]
+    (folder / "model.safetensors").unlink()
+    torch.save(found, folder / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+    words = {
+        "state_dict": "read the state dict under 'state_dict' .beside it, not read: epoch, best, loss, args, optimizer, rng",
+        "model": "the state dict under 'model'",
+        "deep": "the state dict under 'state_dict.model'",
+        "DataParallel": "the state dict under 'state_dict', its names without 'module.', which all of them start with",
+        "compile": "read its names without '_orig_mod.module.'",
+        "Lightning": "its names without 'model.'",
+    }[wrapping]
+    with pytest.warns(UserWarning, match=words) as warned:
+        assert_loads(folder, expected)
+    assert len(warned) == 1
+
+
+def test_half_precision_is_read_bit_for_bit(tmp_path):
+    """All 65,536 patterns of float16 and of bfloat16, in all files of PyTorch's, become the float32 of the same number."""
+    bits = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16)
+    halves = {"half": bits.view(torch.float16), "brain": bits.clone().view(torch.bfloat16)}
+    halves["view"] = halves["brain"][5:605].reshape(20, 30).t()
+    torch.save(halves, tmp_path / "zip.bin")
+    torch.save(halves, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    safetensors.torch.save_file({k: v.contiguous() for k, v in halves.items()}, tmp_path / "half.safetensors")
+    for name in ("zip.bin", "legacy.pth", "half.safetensors"):
+        reader = checkpoint.open_weights(tmp_path / name)
+        for key, tensor in halves.items():
+            read = reader.read(key).astype(np.float32)
+            expected = tensor.float().numpy()
+            assert read.shape == expected.shape
+            numbers = ~np.isnan(expected)
+            assert (read.view(np.uint32)[numbers] == np.ascontiguousarray(expected).view(np.uint32)[numbers]).all(), (name, key)
+            assert np.isnan(read[~numbers]).all()
+        reader.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("suffix", ["bin", "safetensors"])
+def test_a_folder_in_half_precision(theirs, folder, dtype, suffix):
+    state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in theirs.state_dict().items()}
+    (folder / "model.safetensors").unlink()
+    if suffix == "bin":
+        torch.save(state, folder / "pytorch_model.bin")
+    else:
+        safetensors.torch.save_file(state, folder / "model.safetensors", {"format": "pt"})
+    model = Classifier.from_pretrained(folder)
+    for name, array in model.state_dict().items():
+        wanted = state[name].float().numpy() if state[name].is_floating_point() else state[name].numpy()
+        assert array.tobytes() == wanted.tobytes(), name
+
+
+def test_one_storage_for_all_tensors_is_read_once(theirs, folder, expected, monkeypatch):
+    """As some tools save them: flattened into one. It was read again for each tensor, a valid file of 41 MB in 119 s."""
+    from effnet_np.checkpoints import torch_file
+
+    state = theirs.state_dict()
+    flat = torch.cat([value.double().reshape(-1) for value in state.values()]).float()
+    views, at = {}, 0
+    for name, value in state.items():
+        if value.is_floating_point():
+            views[name] = flat[at : at + value.numel()].reshape(value.shape)
+        else:
+            views[name] = value
+        at += value.numel()
+    (folder / "model.safetensors").unlink()
+    for legacy in (False, True):
+        torch.save(views, folder / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+        kind, reads = torch_file.LegacyStorages if legacy else torch_file.ZipStorages, []
+        read = kind.read
+        monkeypatch.setattr(kind, "read", lambda self, storage, read=read, reads=reads: reads.append(1) or read(self, storage))
+        assert_loads(folder, expected)
+        assert len(reads) == 1 + sum(not value.is_floating_point() for value in state.values())
+
+
+def foreign_names():
+    """A few names of each library's B0, seen live (timm 1.0.31, torchvision 0.28, efficientnet_pytorch 0.7.1, Keras 3.15)."""
+    return {
+        "timm or geffnet": ("conv_stem.weight", "bn1.weight", "blocks.0.0.conv_dw.weight", "blocks.0.0.se.conv_reduce.weight"),
+        "torchvision": ("features.0.0.weight", "features.1.0.block.0.0.weight", "classifier.1.weight"),
+        "efficientnet_pytorch .lukemelas.": ("_conv_stem.weight", "_bn0.weight", "_blocks.0._se_reduce.weight", "_fc.weight"),
+        "efficientnet-lite-pytorch, of 21 blocks": (
+            "_conv_stem.weight",
+            *(f"_blocks.{index}._depthwise_conv.weight" for index in range(21)),
+        ),
+        "Keras, by": (
+            "stem_conv/stem_conv/kernel:0",
+            "block1a_dwconv/block1a_dwconv/depthwise_kernel:0",
+            "top_bn/top_bn/beta:0",
+        ),
+        "Keras 3, by": ("layers/conv2d/vars/0", "layers/depthwise_conv2d_1/vars/0", "layers/normalization/vars/2"),
+    }
+
+
+@pytest.mark.parametrize("library", foreign_names())
+def test_checkpoints_of_other_libraries_are_named(library, folder, tmp_path):
+    names = foreign_names()[library]
+    if library.startswith("Keras"):
+        path = tmp_path / "model.weights.h5"
+        with h5py.File(path, "w") as file:
+            for name in names:
+                file[name] = np.zeros(3, np.int32 if name.endswith("vars/2") else np.float32)
+        paths = [path]
+    else:
+        state = {f"module.{name}": np.zeros(3, np.float32) for name in names}
+        save_file(state, folder / "model.safetensors")  # beside the config.json of another network
+        save_file(state, tmp_path / "model.safetensors")
+        torch.save({"state_dict": {key: torch.from_numpy(value) for key, value in state.items()}}, tmp_path / "model.pth")
+        paths = [folder, tmp_path / "model.safetensors", tmp_path / "model.pth"]
+    for path in paths:
+        with pytest.raises(ValueError, match=rf"is a checkpoint of {library}.*Take the same network from the hub") as raised:
+            Classifier.from_pretrained(path)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_configuration_of_timm_is_not_taken_for_b7(tmp_path):
+    (tmp_path / "config.json").write_text('{"architecture": "tf_efficientnet_b0", "num_classes": 1000}')
+    with pytest.raises(ValueError, match="has a configuration of timm .architecture 'tf_efficientnet_b0'., not Hugging Face's"):
+        effnet_np.EfficientNetConfig.from_pretrained(tmp_path)
 
 
 def test_no_labels_leave_the_classifier_in_the_file(folder, theirs):

@@ -5,6 +5,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
 
 import h5py
 import numpy as np
@@ -12,8 +15,14 @@ import pytest
 from safetensors.numpy import save
 
 import effnet_np
+<<<<<<< HEAD
 from effnet_np.checkpoints import checkpoint
 from effnet_np.checkpoints.torch_file import TorchFile
+=======
+from effnet_np.checkpoints import checkpoint
+from effnet_np.checkpoints import files
+from effnet_np.checkpoints.torch_file import TorchFile
+>>>>>>> ckpt
 
 import attacks
 
@@ -93,25 +102,85 @@ def test_links_that_stay_inside(tmp_path):
     """A link within the folder, and the hub's cache, whose links lead from snapshots/<revision> to blobs."""
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
     blobs.mkdir()
-    snapshot.mkdir(parents=True)
     attacks.with_config(blobs, "model.safetensors", save(attacks.good_state()))
-    for name in ("config.json", "model.safetensors"):
-        (snapshot / name).symlink_to(f"../../blobs/{name}")
-    assert Classifier.from_pretrained(snapshot).num_labels == 5
+    for folder, up in ((snapshot, "../../blobs"), (snapshot / "subfolder", "../../../blobs"), (snapshot / "absolute", blobs)):
+        folder.mkdir(parents=True)
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).symlink_to(f"{up}/{name}")
+        assert Classifier.from_pretrained(folder).num_labels == 5
+    (tmp_path / "way").symlink_to(snapshot)  # the folder itself may be named by a link
+    assert Classifier.from_pretrained(tmp_path / "way").num_labels == 5
     folder = tmp_path / "folder"
-    folder.mkdir()
-    attacks.with_config(folder, "weights", save(attacks.good_state()))
-    (folder / "model.safetensors").symlink_to("weights")
+    (folder / "below").mkdir(parents=True)
+    attacks.with_config(folder / "below", "weights", save(attacks.good_state()))
+    (folder / "config.json").symlink_to(folder / "below" / "config.json")
+    (folder / "model.safetensors").symlink_to("below/weights")
     assert Classifier.from_pretrained(folder).num_labels == 5
 
 
+LINKS = [name for name in attacks.ATTACKS if "link" in name and not name.startswith("h5")]
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_links_are_refused_by_systems_that_cannot_open_by_steps(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "supports_dir_fd", set())
+    error = attacks.refused(attacks.ATTACKS[name][0](tmp_path))
+    assert error is not None
+    assert re.search("outside its folder|no file or folder|holds none of|no such file", str(error)), error
+
+
+def test_links_that_stay_inside_where_one_cannot_open_by_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "supports_dir_fd", set())
+    test_links_that_stay_inside(tmp_path)
+
+
+@pytest.mark.parametrize("by_steps", [True, False])
+def test_a_file_that_is_exchanged_for_a_link_while_it_is_opened(by_steps, tmp_path, monkeypatch):
+    """Another thread exchanges it without end: what is read is the folder's own, or it is refused."""
+    if not by_steps:
+        monkeypatch.setattr(os, "supports_dir_fd", set())
+    folder, outside = tmp_path / "folder", tmp_path / "outside"
+    folder.mkdir()
+    outside.write_bytes(b"secret")
+    stop, place = threading.Event(), folder / "config.json"
+    place.write_bytes(b"own")
+
+    def exchange():
+        while not stop.is_set():
+            (folder / "file").write_bytes(b"own")
+            os.replace(folder / "file", place)
+            (folder / "link").symlink_to(outside)
+            os.replace(folder / "link", place)
+
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    seen = Counter()
+    try:
+        for _ in range(2000):
+            try:
+                with files.open_in_folder(folder, "config.json") as file:
+                    seen[file.read()] += 1
+            except ValueError as error:
+                seen["refused" if "outside its folder" in str(error) else str(error)] += 1
+    finally:
+        stop.set()
+        thread.join()
+    assert set(seen) == {b"own", "refused"}, seen
+
+
+def written_by_h5py():
+    """The oldest and the newest form of everything, and those between, as far as this HDF5 library writes them."""
+    return ["earliest", *((name, name) for name in ("v108", "v110", "v112", "v114")), "latest"]
+
+
+@pytest.mark.parametrize("libver", written_by_h5py(), ids=str)
 @pytest.mark.parametrize(
     "options", [{}, {"chunks": True, "compression": "gzip", "shuffle": True}, {"chunks": (5,), "shuffle": True}]
 )
-def test_h5_files_that_h5py_packs(options, tmp_path):
+def test_h5_files_that_h5py_packs(options, libver, tmp_path):
     """Whole, in chunks, shuffled, packed: the numbers are those that h5py wrote."""
     model = Classifier(attacks.CONFIG, seed=0)
-    with h5py.File(tmp_path / "model.h5", "w", libver="earliest") as file:
+    with h5py.File(tmp_path / "model.h5", "w", libver=libver) as file:
         for name, array in model.state_dict().items():
             fitting = {key: tuple(min(3, side) for side in array.shape) if key == "chunks" and value is not True else value
                        for key, value in options.items()} if array.ndim else {}  # fmt: skip
@@ -122,6 +191,54 @@ def test_h5_files_that_h5py_packs(options, tmp_path):
     back = Classifier.from_pretrained(tmp_path / "model.h5")
     for name, array in model.state_dict().items():
         assert back.state_dict()[name].tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize("libver", written_by_h5py(), ids=str)
+@pytest.mark.parametrize("members", [1, 8, 9, 60, 3000])
+def test_groups_of_any_size_and_many_attributes(libver, members, tmp_path):
+    """Links in a header, in one block of a heap, in many; trees of one level and of two; chunks in one list, in pages."""
+    generator, arrays = np.random.default_rng(0), {}
+    with h5py.File(tmp_path / "a.h5", "w", libver=libver, track_order=members == 9) as file:
+        for index in range(members):
+            name = f"{'n' * (index % 30)}{index}"
+            arrays[f"group.{name}"] = file[f"group/{name}"] = generator.standard_normal((2, index % 4)).astype("f4")
+        for name, chunks in (("one", (99, 17)), ("some", (5, 4)), ("pages", (1, 1))):
+            for compression in (None, "gzip"):
+                array = np.round(generator.standard_normal((99, 17)), 1)
+                file.create_dataset(f"{name}{compression}", data=array, chunks=chunks, compression=compression)
+                arrays[f"{name}{compression}"] = array
+        for index in range(min(members, 60)):
+            file.attrs[f"text{index}"], file.attrs[f"number{index}"] = "\u00e9" * index * 50, index
+        file.attrs["list"] = np.arange(5)
+    with h5py.File(tmp_path / "a.h5") as file:  # as the library itself reads it
+        arrays = {name: file[name.replace(".", "/")][()] for name in arrays}
+    reader = checkpoint.H5File(tmp_path / "a.h5")
+    assert set(reader.shapes) == set(arrays)
+    assert all(reader.read(name).tobytes() == array.tobytes() for name, array in arrays.items())
+    assert reader.attributes.pop("list") is None
+    assert reader.attributes == {f"text{n}": "\u00e9" * n * 50 for n in range(min(members, 60))} | {
+        f"number{n}": n for n in range(min(members, 60))
+    }
+    reader.close()
+
+
+def test_the_checksum_is_bob_jenkins():
+    """The values that his lookup3.c gives as examples, and lengths around 12."""
+    from effnet_np.checkpoints.h5_file import lookup3
+
+    assert lookup3(b"") == 0xDEADBEEF
+    assert lookup3(b"Four score and seven years ago") == 0x17770551
+    assert len({lookup3(b"x" * length) for length in range(50)}) == 50
+
+
+def test_keys_that_collide_are_refused_in_time(tmp_path):
+    """Numbers as keys, all of which fall into one place of Python's table, took 45 s and 54 s."""
+    for name in ("config: labels that collide", "config: labels' numbers that collide", "zip: keys that collide"):
+        (tmp_path / name).mkdir()
+        source = attacks.ATTACKS[name][0](tmp_path / name)
+        begun = time.process_time()
+        assert attacks.refused(source) is not None
+        assert time.process_time() - begun < SECONDS_ALLOWED, name
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i8"])
@@ -140,5 +257,5 @@ def test_every_kind_of_array_in_every_format(dtype, shape, tmp_path):
 
 
 def test_number_of_attacks():
-    """What SECURITY.md and the release notes say."""
-    assert len(attacks.ATTACKS) >= 280
+    """What SECURITY.md says."""
+    assert len(attacks.ATTACKS) == 370

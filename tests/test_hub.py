@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -120,6 +121,21 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def answer(self, body):
         owner, model, _, revision, name = self.path.lstrip("/").split("/", 4)
         folder = self.repositories.get(f"{owner}/{model}")
+        if f"{owner}/{model}" in self.repositories and folder is None:
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if folder == "breaks off":
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", REVISION)
+            self.send_header("ETag", '"abc"')
+            self.send_header("Content-Length", "5000")
+            self.end_headers()
+            self.close_connection = True
+            if body:
+                self.wfile.write(b"{")
+            return
         if body:
             self.asked.append(name)
         error = None if folder else "RepoNotFound"
@@ -197,6 +213,34 @@ def test_shards_are_fetched_by_their_index(server, files, tmp_path):
     done = run(LOAD.format("b0"))
     assert done.returncode == 0, done.stderr
     assert shards <= set(asked)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(server, tmp_path):
+    """Not two lines for each of huggingface_hub's five attempts: one when it begins to try again, one when it gives up."""
+    run, _, repositories = server
+    repositories["google/efficientnet-b2"] = None  # answered by HTTP error 503
+    load = "import time, effnet_np; time.sleep = lambda seconds: None\n" + (
+        "import warnings; warnings.formatwarning = lambda message, *_: f'warning: {message}\\n'\n"
+        "try: effnet_np.EfficientNetForImageClassification.from_pretrained('b2')\n"
+        "except OSError as error: print(f'{type(error).__name__}: {error}')"
+    )
+    nowhere = "import os; os.environ['HF_ENDPOINT'] = 'http://127.0.0.1:9'\n"
+    for code, why in ((load, "HTTP error 503"), (nowhere + load, "no connection")):
+        done = run(code)
+        assert done.stderr == f"warning: the hub cannot be reached ({why}); trying again for half a minute\n"
+        assert re.fullmatch(
+            "FileNotFoundError: config.json of google/efficientnet-b2 is not in the cache .* the hub cannot be "
+            "asked for it .no connection, .*hf download google/efficientnet-b2\n",
+            done.stdout,
+        )
+
+
+def test_a_download_that_breaks_off(server, files):
+    run, _, repositories = server
+    repositories["google/efficientnet-b3"] = "breaks off"
+    done = run("import effnet_np; effnet_np.EfficientNetConfig.from_pretrained('b3')")
+    assert "ConnectionError: the hub did not give config.json of google/efficientnet-b3 (" in done.stderr.splitlines()[-1]
+    assert "try again later" in done.stderr.splitlines()[-1]
 
 
 def test_unknown_model_and_revision(server):

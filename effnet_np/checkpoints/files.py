@@ -105,7 +105,12 @@ def _open_by_steps(folder: Path, name: str) -> BinaryIO:
 
 def _open_and_compare(folder: Path, name: str) -> BinaryIO:
     path, home = folder / name, folder.resolve()
-    file = _regular(os.open(path, READ), path)
+    try:
+        file = _regular(os.open(path, READ), path)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except OSError:  # links in a circle
+        raise _outside(path, "itself") from None
     try:
         real = path.resolve()
         inside = real.is_relative_to(home)
@@ -114,6 +119,9 @@ def _open_and_compare(folder: Path, name: str) -> BinaryIO:
             inside = inside or (above.name == "snapshots" and not blobs.is_symlink() and real.parent == blobs)
         if not inside or not os.path.samestat(os.fstat(file.fileno()), os.lstat(real)):
             raise _outside(path, real)
+    except (OSError, RuntimeError):  # exchanged meanwhile; links in a circle
+        file.close()
+        raise _outside(path, "another file every time") from None
     except BaseException:
         file.close()
         raise

@@ -1,5 +1,6 @@
 """Writes tests/corpus: small valid files of every kind that is read. `python -m tests.fuzz.corpus` (needs torch)."""
 
+import argparse
 import io
 import json
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import PIL.Image
+import safetensors.torch
 import torch
 from safetensors.numpy import save
 
@@ -31,11 +33,17 @@ def pickled(tensors, **options) -> bytes:
     return buffer.getvalue()
 
 
-def h5(libver: str, **options) -> bytes:
+def h5(libver, members: int = 0, **options) -> bytes:
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=libver) as file:
         for name, array in TENSORS.items():
-            file.create_dataset(name.replace(".", "/"), data=array, **(options if array.ndim else {}))
+            chosen = options if array.ndim else {}
+            if "chunks" in chosen and chosen["chunks"] is not True:
+                chosen = chosen | {"chunks": chosen["chunks"][-array.ndim :]}
+            file.create_dataset(name.replace(".", "/"), data=array, **chosen)
+        for index in range(members):
+            file.create_dataset(f"many/{index}", data=np.full(2, index, np.float32))
+            file.attrs[f"attribute {index}"] = index
         file.attrs["format_version"] = 1
         file.attrs["config"] = '{"image_size": 64}'
         file.attrs["sha256"] = "0" * 64
@@ -52,8 +60,18 @@ def main() -> None:
     put("torch/zip.bin", pickled(state))
     put("torch/legacy.pth", pickled(state, _use_new_zipfile_serialization=False))
     put("torch/module.bin", pickled(torch.nn.Sequential(torch.nn.Conv2d(2, 3, 1), torch.nn.BatchNorm2d(3)).state_dict()))
+    training = {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}, "epoch": 3, "best": np.float64(0.5)}
+    training |= {"optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}}
+    training |= {"args": argparse.Namespace(lr=0.1), "rng": torch.arange(9, dtype=torch.uint8), "size": torch.Size([1, 2])}
+    put("torch/training.pth", pickled(training))
+    put("torch/training_legacy.pth", pickled(training, _use_new_zipfile_serialization=False))
+    put("torch/halves.bin", pickled({"a": base.half(), "b": base.bfloat16().reshape(4, 6).t(), "c": base.double()}))
+    put("safetensors/halves.safetensors", safetensors.torch.save({"a": base.half(), "b": base.bfloat16()}))
     put("safetensors/small.safetensors", save(TENSORS | {"half": np.ones((2, 2), np.float16)}, {"format": "pt"}))
     put("h5/plain.h5", h5("earliest"))
+    put("h5/newer.h5", h5(("v110", "v110"), members=3))
+    put("h5/newer_many.h5", h5(("v108", "v108"), members=60))
+    put("h5/newer_packed.h5", h5(("v112", "v112"), chunks=(1, 2), compression="gzip", shuffle=True))
     put("h5/packed.h5", h5("earliest", chunks=True, compression="gzip", shuffle=True))
 
     config = EfficientNetConfig.preset("b0", num_labels=3)

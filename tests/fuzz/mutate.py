@@ -11,6 +11,8 @@ import zipfile
 from tests.fuzz.pictures import picture
 from tests.fuzz.traces import mutate_trace
 
+from effnet_np.checkpoints.h5_file import lookup3
+
 NUMBERS = [0, 1, 2, 7, 8, 127, 128, 255, 256, 1000, 32767, 32768, 65535, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
 NUMBERS += [1 << 40, (1 << 63) - 1, (1 << 64) - 1]
 VALUES = [
@@ -54,14 +56,28 @@ PICKLE_PARTS = [
     b"t",
 ]
 PICKLE_PARTS += [b"\x85", b"\x86", b"\x87", b"Q", b"K\5", b"M\xff\xff", b"J\xff\xff\xff\xff", b"\x8a\x09" + b"\xff" * 8 + b"\0"]
+PICKLE_PARTS += [b"\x8a\x0b" + (n * ((1 << 61) - 1)).to_bytes(11, "little") for n in (1, 2)]
+PICKLE_PARTS += [b"cargparse\nNamespace\n", b"c_codecs\nencode\n", b"ctorch\nBFloat16Storage\n", b"\x81", b"\x93"]
+PICKLE_PARTS += [b"ctorch._utils\n_rebuild_parameter\n", b"X\5\0\0\0model", b"X\x0a\0\0\0state_dict"]
 PICKLE_PARTS += [b"cposix\nsystem\n", b"ccollections\nOrderedDict\n", b"ctorch\nFloatStorage\n", b"X\2\0\0\0ab", b".", b"\x94"]
 
 
 def mutate(data: bytes, kind: str, choose: random.Random, others: list[bytes]) -> bytes:
     """One damaged input from a valid file; now and then with a part of another one."""
+<<<<<<< HEAD
     inside = {"torch": _torch, "safetensors": _safetensors, "json": _json, "pictures": picture, "classify": picture}.get(kind)
     if kind in ("trace", "compare"):
         inside = functools.partial(mutate_trace, damage=_bytes)
+=======
+    inside = {
+        "torch": _torch,
+        "h5": _h5,
+        "safetensors": _safetensors,
+        "json": _json,
+        "pictures": _picture,
+        "classify": _picture,
+    }.get(kind)
+>>>>>>> ckpt
     if inside and choose.random() < 0.6:
         try:
             data = inside(data, choose, others)
@@ -153,9 +169,65 @@ def _torch(data: bytes, choose: random.Random, others: list[bytes]) -> bytes:
     return buffer.getvalue()
 
 
+CHECKED = (b"OHDR", b"OCHK", b"FRHP", b"FHIB", b"BTHD", b"BTIN", b"BTLF", b"FAHD", b"FADB", b"\x89HDF")
+
+
+@functools.lru_cache(64)
+def _checked_parts(data: bytes) -> tuple[tuple[int, int], ...]:
+    """(start, end) of each structure of a newer HDF5 file that is followed by its checksum: found by trying."""
+    parts = []
+    for signature in CHECKED:
+        start = data.find(signature)
+        while start >= 0:
+            for end in range(start + 6, min(start + 2000, len(data) - 4)):
+                if data[end : end + 4] == struct.pack("<I", lookup3(data[start:end])):
+                    parts.append((start, end))
+                    break
+            start = data.find(signature, start + 1)
+    return tuple(sorted(parts))
+
+
+def _h5(data: bytes, choose: random.Random, others: list[bytes]) -> bytes:
+    """Newer HDF5: structures changed, or put into the place of another, and their checksums made right again."""
+    parts = _checked_parts(data)
+    if not parts:
+        return _bytes(data, choose, others)
+    out = bytearray(data)
+    for _ in range(choose.choice((1, 1, 1, 2, 4))):
+        start, end = choose.choice(parts)
+        way = choose.randrange(5)
+        at = choose.randrange(start + 4, end)
+        if way == 0:
+            out[at] ^= 1 << choose.randrange(8)
+        elif way == 1:
+            size = choose.choice((1, 2, 4, 8))
+            number = choose.choice(NUMBERS) % (1 << 8 * size)
+            out[at : min(at + size, end)] = number.to_bytes(size, "little")[: end - at]
+        elif way == 2:  # an address of another structure
+            out[at : min(at + 8, end)] = struct.pack("<Q", choose.choice(parts)[0])[: end - at]
+        elif way == 3:
+            out[at] = choose.choice((0, 1, 0x7F, 0x80, 0xFF, choose.randrange(256)))
+        else:
+            other, other_end = choose.choice(parts)
+            length = min(end - at, other_end - other)
+            out[at : at + length] = data[other : other + length]
+        out[end : end + 4] = struct.pack("<I", lookup3(bytes(out[start:end])))
+    return bytes(out)
+
+
+def _colliding(choose: random.Random) -> dict[str, object]:
+    """Whole numbers that Python's dictionaries put into one place, as names and as labels."""
+    numbers = [index * ((1 << 61) - 1) for index in range(choose.choice((3, 300, 50_000)))]
+    if choose.random() < 0.5:
+        return {str(index): number for index, number in enumerate(numbers)}
+    return {str(number): "x" for number in numbers}
+
+
 def _json(data: bytes, choose: random.Random, others: list[bytes]) -> bytes:
     """A value or a key of some object or list, exchanged; in text, so that it may also be no JSON."""
     value = json.loads(data)
+    if choose.random() < 0.01:
+        value[choose.choice(("id2label", "label2id", "weight_map", "size", "extra"))] = _colliding(choose)
     for _ in range(choose.choice((1, 1, 2, 4))):
         node = value
         while isinstance(node, (dict, list)) and node:

@@ -6,12 +6,22 @@ import numpy as np
 import PIL.features
 
 import effnet_np
+<<<<<<< HEAD
 from effnet_np.checkpoints import checkpoint
 from effnet_np.checkpoints.torch_file import TorchFile
 from effnet_np.config_checks import MAX_WEIGHTS, num_weights
 from effnet_np.images.io import load_image
 from effnet_np.images.processor import EfficientNetImageProcessor
 from tests.fuzz import traces
+=======
+from effnet_np.checkpoints import checkpoint
+from effnet_np.checkpoints import hub
+from effnet_np.config_checks import MAX_WEIGHTS, num_weights
+from effnet_np.images.io import load_image
+from effnet_np.images.processor import EfficientNetImageProcessor
+from effnet_np.checkpoints.safetensors_file import SafetensorsFile
+from effnet_np.checkpoints.torch_file import BFLOAT16, TorchFile
+>>>>>>> ckpt
 
 MAX_PIXELS = 1_000_000
 AVIF = "avif" in PIL.features.modules and PIL.features.check("avif")  # Pillow 11.3 and newer
@@ -24,20 +34,24 @@ def _read_all(reader) -> None:
         for name, shape in reader.shapes.items():
             array = reader.read(name)
             assert array.shape == shape, f"{name}: {array.shape} read, {shape} announced"
-            assert array.dtype.kind in "fi", array.dtype
+            assert array.dtype.kind in "fiub", array.dtype
     finally:
         reader.close()
 
 
 def torch(path: Path) -> None:
     _read_all(TorchFile(path))
+    checkpoint.Checkpoint(path).close()
 
 
 def safetensors(path: Path) -> None:
     """What we accept, the library of that name must read as the same numbers."""
     from safetensors.numpy import load_file
 
-    reader = checkpoint.SafetensorsFile(path)
+    reader = SafetensorsFile(path)
+    if any(dtype == BFLOAT16 for dtype, *_ in reader._tensors.values()):
+        _read_all(reader)  # the library cannot give these to NumPy
+        return
     theirs = load_file(path)
     assert {name: array.shape for name, array in theirs.items()} == reader.shapes
     for name, array in theirs.items():
@@ -47,6 +61,7 @@ def safetensors(path: Path) -> None:
 
 def h5(path: Path) -> None:
     _read_all(checkpoint.H5File(path))
+    checkpoint.Checkpoint(path).close()
 
 
 def _described(cls):
@@ -64,7 +79,7 @@ def _described(cls):
 DESCRIPTIONS = {
     "config.json": _described(effnet_np.EfficientNetConfig),
     "preprocessor_config.json": _described(EfficientNetImageProcessor),
-    "model.safetensors.index.json": checkpoint.read_weight_map,
+    "model.safetensors.index.json": hub.read_weight_map,
 }
 
 
