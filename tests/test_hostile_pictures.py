@@ -178,6 +178,7 @@ PICTURES = {
     "TIFF in JPEG that is none": (tiff(10, 10, 7, b"x"), "damaged or cut off"),
     "TIFF in JPEG of 1,000 scans": (tiff_in_jpeg(many_scans(1000, 1000), 1, 1000), "TIFF in JPEG, .* of 1[0-9]{3} scans"),
     "TIFF in JPEG, 60,000 strips that are one": (tiff_in_jpeg(saved(RGB, "JPEG"), 5000, 12), "overlap, or are longer"),
+    "BigTIFF whose directory is 2^64 bytes away": (b"II+\0\x08\0\0\0" + b"\xff" * 8 + bytes(50), "header is cut off"),
     "TIFF in WebP": (tiff(10, 10, 50001, b"x"), "is a TIFF of the compression 50001 .WebP.; only raw, LZW, JPEG, deflate"),
     "TIFF in old JPEG": (tiff(10, 10, 6, b"x"), "is a TIFF of the compression 6 .old JPEG.; only"),
     "TIFF of 81 million pixels, 2 bytes": (tiff(LONG_AGO, LONG_AGO, 1, b"xx"), "damaged or cut off"),

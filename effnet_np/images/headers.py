@@ -82,7 +82,7 @@ def read_header(data: bytes, format: str, max_pixels: int) -> Header:
     """Judge a picture of a format of READERS. Raises ValueError for one whose decoding could cost more than its pixels do."""
     try:
         return READERS[format](data, max_pixels)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, OverflowError):  # offsets of 64 bits, too
         raise ValueError(f"cannot be read as a picture: its {format} header is cut off") from None
 
 
@@ -148,7 +148,8 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 def read_jpeg(data: bytes, max_pixels: int) -> Header:
     """Also of an MPO, a JPEG with further pictures behind it: phones write those, and the first picture is meant."""
-    kept, exif, xmp, size, scans = [b"\xff\xd8"], b"", b"", (0, 0), 0
+    kept: list[bytes | memoryview] = [b"\xff\xd8"]
+    view, exif, xmp, size, scans = memoryview(data), b"", b"", (0, 0), 0
     first_scan, end_of_picture = None, len(data)
     for marker, start, end in jpeg_segments(data):
         if marker == 0xD9:
@@ -164,14 +165,14 @@ def read_jpeg(data: bytes, max_pixels: int) -> Header:
             elif data.startswith(b"http://ns.adobe.com/xap/1.0/\0", start):
                 xmp = xmp or data[start:end]
         elif marker in DECODING_MARKERS:
-            kept.append(data[start - 4 : end])
+            kept.append(view[start - 4 : end])
             if marker in FRAME_MARKERS and size == (0, 0):
                 height, width = struct.unpack_from(">HH", data, start + 1)
                 size = (width, height)
     check_size(size, max_pixels)
     check_scans(scans, size[0] * size[1], max_pixels)
     if first_scan is not None:
-        kept.append(data[first_scan:end_of_picture])
+        kept.append(view[first_scan:end_of_picture])
     return Header(b"".join(kept), orientation_of(exif, xmp))
 
 
@@ -346,7 +347,7 @@ class _Directory:
         directory += b"".join(struct.pack(format, tag, *entry) for tag, entry in kept) + bytes(self.room)
         even = len(self.data) + len(self.data) % 2
         head = self.data[: self.place] + struct.pack(self.order + self.word, even)
-        return b"".join((head, self.data[len(head) :], bytes(even - len(self.data)), directory))
+        return b"".join((head, memoryview(self.data)[len(head) :], bytes(even - len(self.data)), directory))
 
 
 def read_tiff(data: bytes, max_pixels: int) -> Header:
