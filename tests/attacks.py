@@ -603,15 +603,11 @@ newer_attack("root nowhere", "which is not there", change=resealed(b"\x89HDF", 3
 newer_attack("cut off", "it is cut off", change=lambda data: data[:-100])(_many)
 newer_attack("heap of no width", "describes no space", change=resealed(b"FRHP", 110, b"\0\0"))(_many)
 newer_attack("heap of first blocks of nothing", "describes no space", change=resealed(b"FRHP", 112, bytes(8)))(_many)
-<<<<<<< HEAD
 newer_attack(
     "heap of 2^60 bytes",
     "which is not there|does not lie|more than",
     change=resealed(b"FRHP", 112, struct.pack("<QQ", 1 << 60, 1 << 60)),
 )(_many)
-=======
-newer_attack("heap of 2^60 bytes", "more than", change=resealed(b"FRHP", 112, struct.pack("<QQ", 1 << 60, 1 << 60)))(_many)
->>>>>>> ckpt
 newer_attack("heap of 65,000 rows", "describes no space", change=resealed(b"FRHP", 140, b"\xff\xff"))(_many)
 newer_attack("heap of 64 rows", "FHIB|which is not there", change=resealed(b"FRHP", 140, b"\x40\0"))(_many)
 newer_attack("heap with filters", "is packed, or describes no space", change=resealed(b"FRHP", 7, b"\5\0"))(_many)

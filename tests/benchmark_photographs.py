@@ -22,7 +22,7 @@ import PIL.features
 import PIL.Image
 
 import effnet_np
-from effnet_np.image_io import SUFFIXES
+from effnet_np.images.io import SUFFIXES
 
 SHAPES = ((4, 3), (3, 2), (1, 1), (16, 9), (3, 4), (21, 5))  # width to height; the third last for phones held upright
 MEGAPIXELS = (8, 12, 16, 20, 24, 32, 42, 48, 50)

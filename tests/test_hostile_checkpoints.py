@@ -15,14 +15,8 @@ import pytest
 from safetensors.numpy import save
 
 import effnet_np
-<<<<<<< HEAD
-from effnet_np.checkpoints import checkpoint
+from effnet_np.checkpoints import checkpoint, files
 from effnet_np.checkpoints.torch_file import TorchFile
-=======
-from effnet_np.checkpoints import checkpoint
-from effnet_np.checkpoints import files
-from effnet_np.checkpoints.torch_file import TorchFile
->>>>>>> ckpt
 
 import attacks
 

@@ -24,13 +24,7 @@ def library_of(names: Collection[str]) -> tuple[str, str] | None:
             return library, found[1]
     blocks = {match[1] for match in (re.match(r"_blocks\.(\d+)\._depthwise_conv\.", name) for name in names) if match}
     if "_conv_stem.weight" in names and len(blocks) > LITE0_BLOCKS:
-<<<<<<< HEAD
-        library = (
-            f"efficientnet-lite-pytorch, of {len(blocks)} blocks, where Lite0 has {LITE0_BLOCKS} (Lite1 and Lite2 have 21)"
-        )
-=======
         library = f"efficientnet-lite-pytorch, of {len(blocks)} blocks, where Lite0 has {LITE0_BLOCKS} (Lite1 and 2 have 21)"
->>>>>>> ckpt
         return library, f"_blocks.{len(blocks) - 1}._depthwise_conv.weight"
     return None
 

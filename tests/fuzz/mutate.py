@@ -8,10 +8,9 @@ import random
 import struct
 import zipfile
 
+from effnet_np.checkpoints.h5_file import lookup3
 from tests.fuzz.pictures import picture
 from tests.fuzz.traces import mutate_trace
-
-from effnet_np.checkpoints.h5_file import lookup3
 
 NUMBERS = [0, 1, 2, 7, 8, 127, 128, 255, 256, 1000, 32767, 32768, 65535, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
 NUMBERS += [1 << 40, (1 << 63) - 1, (1 << 64) - 1]
@@ -64,20 +63,16 @@ PICKLE_PARTS += [b"cposix\nsystem\n", b"ccollections\nOrderedDict\n", b"ctorch\n
 
 def mutate(data: bytes, kind: str, choose: random.Random, others: list[bytes]) -> bytes:
     """One damaged input from a valid file; now and then with a part of another one."""
-<<<<<<< HEAD
-    inside = {"torch": _torch, "safetensors": _safetensors, "json": _json, "pictures": picture, "classify": picture}.get(kind)
-    if kind in ("trace", "compare"):
-        inside = functools.partial(mutate_trace, damage=_bytes)
-=======
     inside = {
         "torch": _torch,
         "h5": _h5,
         "safetensors": _safetensors,
         "json": _json,
-        "pictures": _picture,
-        "classify": _picture,
+        "pictures": picture,
+        "classify": picture,
     }.get(kind)
->>>>>>> ckpt
+    if kind in ("trace", "compare"):
+        inside = functools.partial(mutate_trace, damage=_bytes)
     if inside and choose.random() < 0.6:
         try:
             data = inside(data, choose, others)

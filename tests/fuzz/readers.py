@@ -6,22 +6,13 @@ import numpy as np
 import PIL.features
 
 import effnet_np
-<<<<<<< HEAD
-from effnet_np.checkpoints import checkpoint
-from effnet_np.checkpoints.torch_file import TorchFile
+from effnet_np.checkpoints import checkpoint, hub
+from effnet_np.checkpoints.safetensors_file import SafetensorsFile
+from effnet_np.checkpoints.torch_file import BFLOAT16, TorchFile
 from effnet_np.config_checks import MAX_WEIGHTS, num_weights
 from effnet_np.images.io import load_image
 from effnet_np.images.processor import EfficientNetImageProcessor
 from tests.fuzz import traces
-=======
-from effnet_np.checkpoints import checkpoint
-from effnet_np.checkpoints import hub
-from effnet_np.config_checks import MAX_WEIGHTS, num_weights
-from effnet_np.images.io import load_image
-from effnet_np.images.processor import EfficientNetImageProcessor
-from effnet_np.checkpoints.safetensors_file import SafetensorsFile
-from effnet_np.checkpoints.torch_file import BFLOAT16, TorchFile
->>>>>>> ckpt
 
 MAX_PIXELS = 1_000_000
 AVIF = "avif" in PIL.features.modules and PIL.features.check("avif")  # Pillow 11.3 and newer
