@@ -116,9 +116,10 @@ class Activation(Module):
     def __init__(self, hidden_act: str | Callable[[np.ndarray], np.ndarray]):
         super().__init__()
         self.function = hidden_act if callable(hidden_act) else ops.ACTIVATIONS[hidden_act]
+        self.custom = self.function not in (ops.sigmoid, *ops.ACTIVATIONS.values())
 
     def forward(self, x):
-        return self.function(x)
+        return ops.custom(x, self.function) if self.custom else self.function(x)
 
 
 class GlobalPool(Module):
