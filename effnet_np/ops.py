@@ -194,7 +194,10 @@ def linear(x, weight, bias=None) -> np.ndarray:
 
 @operation
 def dropout(x, keep, rate: float) -> np.ndarray:
-    """Zero where `keep` (booleans of x's shape) says no, and otherwise divided by 1 - rate, so that the mean stays."""
+    """Zero where `keep` says no, and otherwise divided by 1 - rate, so that the mean stays.
+
+    keep: booleans of x's shape, or of one that broadcasts to it.
+    """
     return x * keep / x.dtype.type(1 - rate) if rate < 1 else np.zeros_like(x)
 
 

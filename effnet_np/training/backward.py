@@ -78,7 +78,7 @@ def backward(
         tape.start(loss, logits.dtype.type(1))
     seen: dict[str, np.ndarray] = {}
 
-    def visit(operation: str, output: np.ndarray, gradient: np.ndarray) -> None:
+    def visit(output: np.ndarray, gradient: np.ndarray) -> None:
         for name, shape in names.get(place(output), {}).items():
             seen[name] = gradient.reshape(shape)
 

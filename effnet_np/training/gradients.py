@@ -1,8 +1,8 @@
 """The derivative of each operation of ops.py: the same names in the same order, written by hand.
 
 For y = ops.f(x, ...) and a loss L, gradients.f(dy, x, ...) takes dy = dL/dy, of y's shape, and then what `ops.f` was called
-with. It gives dL/dx, of x's shape; a tuple where several arrays went in, one gradient each, in their order. `needs` says which of
-them are asked for; the others may be None. Letters and layout are those of ops.py, and `dy` is never written to.
+with. It gives dL/dx, of x's shape; a tuple where several arrays went in, one gradient each, in their order. `needs` says which
+of them are asked for; the others may be None. Letters and layout are those of ops.py, and `dy` is never written to.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def conv2d(
     dbias = sum_of_channels(dy) if needs_bias else None
     needs = needs_x, needs_weight
     padded = ops.pad2d(x, padding)
-    if groups == x.shape[1]:
+    if groups == x.shape[1] == weight.shape[0]:
         dx, dweight = depthwise_conv2d(dy, padded, weight[:, 0], stride, needs)
     elif weight.shape[2:] == (1, 1):
         dx, dweight = pointwise_conv2d(dy, padded[:, :, ::stride, ::stride], weight[:, :, 0, 0], needs)

@@ -6,8 +6,8 @@
     tape.walk_back()
     tape.gradient(model.classifier.weight)
 
-An array is known by where it lies in memory: a view, a reshaped one and the read-only one that a hook sees are the same numbers.
-The tape holds on to every array that it knows, so no other can come to lie there; as it unwinds, it lets them go.
+An array is known by where it lies in memory: a view, a reshaped one and the read-only one that a hook sees are the same
+numbers. The tape holds on to every array that it knows, so no other can come to lie there; as it unwinds, it lets them go.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import numpy as np
 from effnet_np import ops
 from effnet_np.training import gradients
 
-# Those derivatives that can leave out what nobody asks for.
-SELECTIVE = ("conv2d", "batch_norm", "linear")
+SELECTIVE = ("conv2d", "batch_norm", "linear")  # their derivatives can leave out what nobody asks for
 
 
 class Step(NamedTuple):
@@ -70,12 +69,12 @@ class Tape:
         """The gradient to walk back from: dL/d output, of its shape; 1 where `output` is L itself."""
         self._gradients[place(output)] = gradient
 
-    def walk_back(self, visit: Callable[[str, np.ndarray, np.ndarray], None] | None = None) -> None:
-        """Every step once, the last first. visit(operation, output, gradient) sees each output's gradient when it is whole."""
+    def walk_back(self, visit: Callable[[np.ndarray, np.ndarray], None] = lambda output, gradient: None) -> None:
+        """Every step once, the last first. visit(output, gradient) sees each output's gradient when it is whole."""
         while self._steps:
             self._step_back(self._steps.pop(), visit)
 
-    def _step_back(self, step: Step, visit: Callable | None) -> None:
+    def _step_back(self, step: Step, visit: Callable) -> None:
         found = [self._gradients.pop(place(output), None) for output in step.outputs]
         if all(gradient is None for gradient in found):
             return  # nothing that L depends on
@@ -83,12 +82,11 @@ class Tape:
             np.zeros_like(output) if gradient is None else gradient.reshape(np.shape(output))
             for output, gradient in zip(step.outputs, found, strict=True)
         ]
-        if visit:
-            for output, gradient in zip(step.outputs, dy, strict=True):
-                visit(step.name, output, gradient)
+        for output, gradient in zip(step.outputs, dy, strict=True):
+            visit(output, gradient)
         options = step.options | ({"needs": step.needs} if step.name in SELECTIVE else {})
-        results = getattr(gradients, step.name)(dy[0] if len(dy) == 1 else dy, *step.arguments, **options)
-        results = results if isinstance(results, tuple) else (results,)
+        found = getattr(gradients, step.name)(dy[0] if len(dy) == 1 else dy, *step.arguments, **options)
+        results = found if isinstance(found, tuple) else (found,)
         for argument, needed, gradient in zip(step.arguments, step.needs, results, strict=False):
             if needed:  # an array that went into several steps has the sum of what comes back from each
                 before = self._gradients.get(place(argument))
