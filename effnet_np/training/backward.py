@@ -96,10 +96,14 @@ def backward(
 def select(arrays: dict[str, Any], patterns: str | Sequence[str] | None, kind: str) -> dict[str, Any]:
     """Those entries whose name fits one of the patterns. Raises ValueError for a pattern that fits none."""
     patterns = () if patterns is None else (patterns,) if isinstance(patterns, str) else tuple(patterns)
-    for pattern in patterns:
+    exact = {pattern for pattern in patterns if pattern in arrays}
+    globs = [pattern for pattern in patterns if pattern not in arrays]
+    for pattern in globs:
         if not any(fnmatchcase(name, pattern) for name in arrays):
             raise ValueError(f"no {kind} of this model matches {pattern!r}; its names are such as {next(iter(arrays))!r}")
-    return {name: array for name, array in arrays.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return {
+        name: array for name, array in arrays.items() if name in exact or any(fnmatchcase(name, pattern) for pattern in globs)
+    }
 
 
 def seed_dropout(model: Any, seed: Any) -> None:
