@@ -19,6 +19,8 @@ from effnet_np.image_processor import EfficientNetImageProcessor
 from effnet_np.model import EfficientNetForImageClassification, EfficientNetModel
 from effnet_np.summary import summary
 from effnet_np.trace import Trace
+from effnet_np.training.backward import backward
+from effnet_np.training.finetune import finetune
 from effnet_np.version import __version__
 
 
@@ -42,11 +44,13 @@ __all__ = [
     "EfficientNetModel",
     "Trace",
     "__version__",
+    "backward",
     "class_activation_map",
     "classify",
     "compare",
     "compare_with_torch",
     "compile",
     "explain",
+    "finetune",
     "summary",
 ]

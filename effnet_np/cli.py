@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from effnet_np.image_io import MAX_PIXELS, SUFFIXES
+from effnet_np.training import command as finetune_command
 from effnet_np.version import __version__
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -23,6 +24,7 @@ DESCRIPTION = """EfficientNet in NumPy: say what is on a picture, on a CPU, with
   effnet-np warmup                           compile the kernels, once: faster answers
   effnet-np summary --model b4               layers, parameters, multiply-adds
   effnet-np export google/efficientnet-b0 -o b0.h5
+  effnet-np finetune photos/ -o flowers      a classifier of your own: a folder of pictures for each class
   effnet-np trace photo.jpg -o golden.h5     every activation, by name
   effnet-np compare mine/ golden.h5          the first layer that is wrong, and why"""
 MODEL_HELP = "lite0 (embedded), b0 to b7 (Google's, from the hub), a hub id, a folder or an .h5 file (default: %(default)s)"
@@ -31,6 +33,7 @@ TRACE = """Write the output of every layer for one picture, by PyTorch's names, 
 "pixel_values". A folder's index.txt has a line for each array: kind, name, dtype, layout, number of dimensions,
 the dimensions, file. With --inputs and --weights, another implementation can be tested layer by layer:
 
+  effnet-np finetune photos/ -o flowers      a classifier of your own: a folder of pictures for each class
   effnet-np trace photo.jpg -o golden --format bin --inputs --weights --layers '*.blocks.3.*'"""
 COMPARE = """Compare the activations of two runs, layer by layer in the reference's call order; name the first that differs,
 and the mistake where it is a known one. The exit status is 1 where anything differs or is missing."""
@@ -87,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_trace_commands(commands)
     _add_kernel_commands(commands)
+    finetune_command.add(commands, MODEL_HELP)
     return parser
 
 

@@ -28,7 +28,9 @@ class Dataset:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"{self.folder}: {len(self.classes)} classes, {len(self.train)} pictures to learn from, {len(self.val)} to judge by"]
+        lines = [
+            f"{self.folder}: {len(self.classes)} classes, {len(self.train)} pictures to learn from, {len(self.val)} to judge by"
+        ]
         counts = [Counter(label for _, label in part) for part in (self.train, self.val)]
         shown = self.classes if len(self.classes) <= 30 else self.classes[:29]
         width = max(map(len, shown))
@@ -41,7 +43,9 @@ class Dataset:
     def fingerprint(self) -> list[list]:
         """What a run that goes on must find again: each picture's path in the folder, size in bytes and class."""
         return [
-            [str(path.relative_to(self.folder)), path.stat().st_size, label] for part in (self.train, self.val) for path, label in part
+            [str(path.relative_to(self.folder)), path.stat().st_size, label]
+            for part in (self.train, self.val)
+            for path, label in part
         ]
 
 
@@ -56,8 +60,8 @@ def read_folder(
     """Look at a folder of a folder a class, or at `train/` and `val/` of such; every picture is decoded once.
 
     Without `val/`, `split` of each class's pictures, at least one, is set aside by `seed` to judge by. What is no picture or is
-    damaged is refused and named in the result; the rest goes on. Raises FileNotFoundError, NotADirectoryError, or ValueError for
-    fewer than two classes, a class without pictures, or two classes whose names differ in case only.
+    damaged is refused and named in the result; the rest goes on. Raises FileNotFoundError, NotADirectoryError, or ValueError
+    for fewer than two classes, a class without pictures, or two classes whose names differ in case only.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -90,7 +94,9 @@ def _classes(folder: Path, least: int = 2) -> list[str]:
     for name, count in Counter(name.casefold() for name in classes).items():
         if count > 1:
             twins = [own for own in classes if own.casefold() == name]
-            raise ValueError(f"the classes {' and '.join(twins)} of {folder} differ in case only: rename one, or put them together")
+            raise ValueError(
+                f"the classes {' and '.join(twins)} of {folder} differ in case only: rename one, or put them together"
+            )
     return classes
 
 

@@ -84,10 +84,14 @@ class Trainer:
         gradients = found.parameters
         if self.max_norm is not None:
             gradients = clip_by_global_norm(gradients, self.max_norm)
-        self.optimizer.step(gradients, self.schedule(self.optimizer.steps) if self.schedule else None)
+        self.optimizer.step(gradients, self.rate())
         if self.average:
             self.average.update(self.model.state_dict())
         return float(found.loss), int((found.logits.argmax(axis=1) == labels).sum())
+
+    def rate(self) -> float:
+        """The learning rate of the step to come."""
+        return self.schedule(self.optimizer.steps) if self.schedule else self.optimizer.learning_rate
 
     def evaluate(self, batches: Iterable[Batch]) -> Score:
         """Loss and accuracy in eval mode over batches; of the moving average, where there is one."""
