@@ -6,6 +6,7 @@
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not Path(__file__).with_name("kernels").exists():
     # A clone that Python imports as it stands: kernels/ and weights/ are beside this folder, and inside of it once installed.
@@ -19,9 +20,24 @@ from effnet_np.image_processor import EfficientNetImageProcessor
 from effnet_np.model import EfficientNetForImageClassification, EfficientNetModel
 from effnet_np.summary import summary
 from effnet_np.trace import Trace
-from effnet_np.training.backward import backward
-from effnet_np.training.finetune import finetune
 from effnet_np.version import __version__
+
+if TYPE_CHECKING:
+    from effnet_np.training.backward import backward
+    from effnet_np.training.finetune import finetune
+
+
+def __getattr__(name):
+    """What learns is imported when it is first asked for: who only classifies does not wait for it."""
+    if name == "backward":
+        from effnet_np.training.backward import backward
+
+        return backward
+    if name == "finetune":
+        from effnet_np.training.finetune import finetune
+
+        return finetune
+    raise AttributeError(f"module 'effnet_np' has no attribute {name!r}")
 
 
 def compile(model, threads=None):

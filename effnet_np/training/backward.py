@@ -65,17 +65,17 @@ def backward(
         with Tape([*wanted.values(), *([pixel_values] if pixel_gradient or activations else [])]) as tape:
             output = model(pixel_values, return_dict=True)
             logits = output.pooler_output if isinstance(model, EfficientNetModel) else output.logits
+            loss = None
             if labels is not None:
                 loss = classification_loss(model.config, logits, np.asarray(labels), label_smoothing)
     finally:
         for hook in hooks:
             hook.remove()
     del output
-    if labels is None:
-        loss = None
+    if loss is None:
         tape.start(logits, _checked(output_gradient, logits))
     else:
-        tape.start(loss, logits.dtype.type(1))
+        tape.start(loss, np.ones((), logits.dtype))
     seen: dict[str, np.ndarray] = {}
 
     def visit(output: np.ndarray, gradient: np.ndarray) -> None:

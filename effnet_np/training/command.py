@@ -7,11 +7,11 @@ import dataclasses
 import sys
 import time
 
-from effnet_np.training.finetune import Settings, finetune
-from effnet_np.training.run import Watcher
+from effnet_np.training.settings import Settings, Watcher
 
-DESCRIPTION = """Teach a network the classes of your own photographs: PHOTOS holds a folder of pictures for each class, or train/ and
-val/ with such folders. The answer comes as a folder that the other commands take: effnet-np classify a.jpg --model flowers
+DESCRIPTION = """Teach a network the classes of your own photographs: PHOTOS holds a folder of pictures for each class, or
+train/ and val/ with such folders. The answer is a folder that the other commands take:
+effnet-np classify a.jpg --model flowers
 
   effnet-np finetune photos/ -o flowers                     the classifier alone, on features: seconds to minutes
   effnet-np finetune photos/ -o flowers --train last:3      the last three blocks too, on augmented pictures
@@ -64,6 +64,8 @@ def add(commands: argparse._SubParsersAction, model_help: str) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Do it; the exit status is 1 where the run stopped early."""
+    from effnet_np.training.finetune import finetune
+
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)}
     bar = Bar()
     try:

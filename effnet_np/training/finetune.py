@@ -22,44 +22,9 @@ from effnet_np.training.augment import augment, input_size, without_geometry
 from effnet_np.training.curves import draw_history
 from effnet_np.training.folder import Dataset, read_folder
 from effnet_np.training.optimizers import OPTIMIZERS, AdamW, Schedule, constant, warmup_cosine, warmup_staircase
-from effnet_np.training.run import Run, Watcher, in_batches, interruptible
+from effnet_np.training.run import Run, in_batches, interruptible
+from effnet_np.training.settings import Settings, Watcher
 from effnet_np.training.trainer import Score, Trainer, trainable
-
-SCHEDULES = ("cosine", "staircase", "constant")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run can be told, beside its folder and its model."""
-
-    train: str = "head"  # "head": the classifier on features that are computed once; "last:3": blocks too; "all"
-    epochs: int = 10  # of "last:3" and "all", after the head
-    head_epochs: int = 60  # of the head, always first
-    batch_size: int = 32
-    learning_rate: float = 1e-3  # of the head, and x body_scale of what is below it
-    body_scale: float = 0.1
-    optimizer: str = "adamw"  # or "sgd" (momentum 0.9, Nesterov) or "rmsprop" (the paper's)
-    weight_decay: float = 0.01
-    schedule: str = "cosine"  # or "staircase" (the paper's) or "constant"; all warm up over the first tenth of an epoch
-    label_smoothing: float = 0.0
-    max_norm: float | None = 5.0  # of the gradient; None: not clipped
-    batch_norm: str = "stored"  # or "learning"
-    stochastic_depth: bool = False
-    average: float | None = None  # decay of the moving average of the weights
-    augment: bool = True
-    split: float = 0.2  # to judge by, where there is no val/
-    seed: int = 0
-    backend: str = "auto"  # what computes the features: "numpy", "numba", or "auto" as in classify()
-
-    def __post_init__(self):
-        for name in ("epochs", "head_epochs", "batch_size"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
-        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("batch_norm", ("stored", "learning"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
 
 
 @dataclass
@@ -265,6 +230,7 @@ def learn_body(
 ) -> None:
     """The head's best, and the blocks below it together, on augmented pictures; judged after each epoch."""
     model.load_state_dict(run.best_weights, strict=False)  # where the head got to
+    run.best_weights = {name: array.copy() for name, array in model.state_dict().items()}  # the body's too, which will change
     trainer = make_trainer(model, settings, names, len(pictures.train))
     if state:
         trainer.load_state_dict(state)

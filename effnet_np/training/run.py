@@ -23,17 +23,10 @@ from typing import Any
 import numpy as np
 
 from effnet_np import checkpoint
+from effnet_np.training.settings import Watcher
 from effnet_np.training.trainer import Score, part
 
 SAVE_EVERY = 60.0  # seconds
-
-
-class Watcher:
-    """Whoever looks on: this one is silent. `say` gets lines, `step` how far a part of the run is."""
-
-    def say(self, text: str) -> None: ...
-
-    def step(self, title: str, done: int, total: int, loss: float | None = None, accuracy: float | None = None) -> None: ...
 
 
 class Run:

@@ -71,8 +71,8 @@ class Trainer:
             for _, module in self.model.named_modules():
                 if isinstance(module, BatchNorm2d):
                     module.eval()
-        with np.errstate(all="ignore"):  # what overflows shows in the gradient, and is refused there
-            found = backward(
+        with np.errstate(all="ignore"):  # what overflows shows in this gradient or the next, and is refused there
+            step = backward(
                 self.model,
                 pixel_values,
                 labels,
@@ -81,13 +81,14 @@ class Trainer:
                 label_smoothing=self.label_smoothing,
                 seed=(self.seed, self.optimizer.steps),
             )
-        gradients = found.parameters
-        if self.max_norm is not None:
-            gradients = clip_by_global_norm(gradients, self.max_norm)
-        self.optimizer.step(gradients, self.rate())
-        if self.average:
-            self.average.update(self.model.state_dict())
-        return float(found.loss), int((found.logits.argmax(axis=1) == labels).sum())
+            gradients = step.parameters
+            if self.max_norm is not None:
+                gradients = clip_by_global_norm(gradients, self.max_norm)
+            self.optimizer.step(gradients, self.rate())
+            if self.average:
+                self.average.update(self.model.state_dict())
+        assert step.loss is not None  # there were labels
+        return float(step.loss), int((step.logits.argmax(axis=1) == labels).sum())
 
     def rate(self) -> float:
         """The learning rate of the step to come."""
