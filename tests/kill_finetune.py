@@ -20,20 +20,8 @@ from test_finetune import COLOURS, digest
 
 import effnet_np
 
-SETTINGS = [
-    "--train",
-    "all",
-    "--epochs",
-    "3",
-    "--head-epochs",
-    "20",
-    "--batch-size",
-    "8",
-    "--average",
-    "0.9",
-    "--backend",
-    "numpy",
-]
+SETTINGS = ["--train", "all", "--epochs", "3", "--head-epochs", "20", "--batch-size", "8", "--average", "0.9"]
+SETTINGS += ["--backend", "numpy"]
 # The state is written after each step, not once a minute: a run of seconds would not write one between its epochs.
 CODE = "import sys; from effnet_np.training import run; run.SAVE_EVERY = 0.0; from effnet_np.cli import main; sys.exit(main())"
 
