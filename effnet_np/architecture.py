@@ -68,9 +68,7 @@ class StemSpec:
     padding: tuple[int, int] = (0, 1)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """(H, W) of the output for an input of (height, width)."""
-        extra = sum(self.padding) - self.kernel_size
-        return (height + extra) // self.stride + 1, (width + extra) // self.stride + 1
+        return output_size(self, height, width)
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,14 @@ class BlockSpec:
     residual: bool  # the block's input is added to its output
     drop_rate: float  # in training, of the elementwise dropout before that addition
 
-    output_size = StemSpec.output_size
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        return output_size(self, height, width)
+
+
+def output_size(part: StemSpec | BlockSpec, height: int, width: int) -> tuple[int, int]:
+    """(H, W) of the output of that stem or block for an input of (height, width)."""
+    extra = sum(part.padding) - part.kernel_size
+    return (height + extra) // part.stride + 1, (width + extra) // part.stride + 1
 
 
 @dataclass(frozen=True)
@@ -112,12 +117,13 @@ class Architecture:
 
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """(H, W) of the stem's output and of each block's. Raises ValueError where nothing is left for some layer."""
+        parts: list[StemSpec | BlockSpec] = [self.stem, *self.blocks]
         sizes = [(height, width)]
-        for part in (self.stem, *self.blocks):
+        for part in parts:
             sizes.append(part.output_size(*sizes[-1]))
             if min(sizes[-1]) < 1:
                 where = "the stem" if part is self.stem else f"block {len(sizes) - 3}"
-                pixels = math.prod(part.stride for part in (self.stem, *self.blocks))
+                pixels = math.prod(part.stride for part in parts)
                 raise ValueError(
                     f"an image of {height} x {width} is too small for this network: nothing is left of it after {where}. "
                     f"The network halves it until {pixels} pixels are one; take an image of at least {pixels} x {pixels}"

@@ -402,7 +402,8 @@ def test_hints_for_batch_norm(tiny, plant):
         ({"running_mean": np.zeros_like(bn.bias)}, "batch norm: the running mean is not subtracted"),
         ({"training": True}, "batch norm: the batch's own statistics are used (training mode)"),
     ):
-        before = {key: getattr(bn, key) for key in (*change, "running_mean", "running_var", "num_batches_tracked")}
+        kept = ("running_mean", "running_var", "num_batches_tracked")  # training writes into these arrays
+        before = {key: getattr(bn, key) for key in change} | {key: getattr(bn, key).copy() for key in kept if key not in change}
         plant(bn, **change)
         result = compare_with_torch(ours, theirs, image, forced=True)
         plant(bn, **before)
