@@ -108,6 +108,9 @@ def _add_trace_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--class", dest="class_index", type=int, metavar="INDEX", help="the class to show (default: the first)"
     )
+    methods = ("cam", "gradcam", "saliency", "integrated-gradients", "occlusion")
+    command.add_argument("--method", choices=methods, default="cam", help="how the evidence is found (default: %(default)s)")
+    command.add_argument("--layer", metavar="NAME", help="of gradcam: the layer to look at (default: the last)")
     command.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N", help=pixels_help)
     command.set_defaults(run=_explain)
 
@@ -299,6 +302,7 @@ def _explain(options: argparse.Namespace) -> int:
     from effnet_np.explain import explain, save_explanation
 
     chosen = {"top_k": options.top_k, "class_index": options.class_index, "max_pixels": options.max_pixels}
+    chosen |= {"method": options.method, "layer": options.layer}
     picture = explain(options.image, options.model, **chosen)
     save_explanation(picture, options.output)
     print(f"{options.output}: {picture.width} x {picture.height} pixels")
