@@ -154,14 +154,23 @@ def compare_with_torch(
     layers: str | Sequence[str] = "*",
     forced: bool = False,
     tolerance: float | None = None,
+    gradients: bool = False,
+    labels: np.ndarray | None = None,
+    output_gradient: np.ndarray | None = None,
 ) -> Comparison:
     """Run a model of effnet_np and a torch model with the same module names on the same input, and compare: see `compare`.
 
-    hf_model: transformers' EfficientNet or any torch.nn.Module, in eval mode. pixel_values: (N, C, H, W) float32.
-    Raises ImportError without torch, TypeError, ValueError.
+    hf_model: transformers' EfficientNet or any torch.nn.Module, in eval mode. pixel_values: (N, C, H, W) float32. gradients:
+    compare the way back instead, of the loss with `labels` or from `output_gradient` (see `backward`), in its own order, in
+    eval or in training mode. Raises ImportError without torch, TypeError, ValueError.
     """
     if not _is_torch(hf_model):
         raise TypeError(f"hf_model must be a torch.nn.Module, got {type(hf_model).__name__}")
+    if gradients:
+        from effnet_np.training.compare import compare_gradients
+
+        given = {"labels": labels, "output_gradient": output_gradient, "layers": layers}
+        return compare_gradients(model, hf_model, pixel_values, tolerance=1e-4 if tolerance is None else tolerance, **given)
     return compare(model, hf_model, pixel_values=pixel_values, layers=layers, forced=forced, tolerance=tolerance)
 
 
