@@ -169,8 +169,8 @@ def compare_with_torch(
     if gradients:
         from effnet_np.training.compare import compare_gradients
 
-        given = {"labels": labels, "output_gradient": output_gradient, "layers": layers}
-        return compare_gradients(model, hf_model, pixel_values, tolerance=1e-4 if tolerance is None else tolerance, **given)
+        tolerance = 1e-4 if tolerance is None else tolerance
+        return compare_gradients(model, hf_model, pixel_values, labels, output_gradient, layers, tolerance)
     return compare(model, hf_model, pixel_values=pixel_values, layers=layers, forced=forced, tolerance=tolerance)
 
 

@@ -9,29 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from collections.abc import Callable
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from effnet_np.operation import operation
+
 Padding = tuple[int, int, int, int]
-
-# -- who listens -------------------------------------------------------------------------------------------------------
-
-listener = threading.local()  # `listener.tape` is what this thread's operations are told to, or absent: see training/tape.py
-
-
-def operation(function: Callable) -> Callable:
-    """A step of the network. While a tape is open it runs the step and remembers it; otherwise nothing is added."""
-
-    @functools.wraps(function)
-    def step(*arguments, **options):
-        tape = getattr(listener, "tape", None)
-        return function(*arguments, **options) if tape is None else tape.run(function, arguments, options)
-
-    return step
-
 
 # -- large arrays in pieces -------------------------------------------------------------------------------------------
 

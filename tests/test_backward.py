@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from test_parity import networks
 
 import effnet_np
-from effnet_np import ops
 from effnet_np.hf_config import round_filters
 from effnet_np.layers import Dropout
+from effnet_np.operation import listener
 from effnet_np.training.backward import backward, seed_dropout
 from effnet_np.training.tape import Tape
 
@@ -270,7 +270,7 @@ def test_wrong_calls():
     with pytest.raises(ValueError, match=r"labels must lie between 0 and 4, got \[5\]"):
         backward(model, x, labels=np.array([5]))
     assert not [hook for _, module in model.named_modules() for hook in module._forward_hooks]  # nothing stays behind
-    assert getattr(ops.listener, "tape", None) is None
+    assert getattr(listener, "tape", None) is None
 
 
 def test_an_activation_of_ones_own_learns_by_its_derivative():

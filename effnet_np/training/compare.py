@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from effnet_np.compare import Comparison, compare
-from effnet_np.module import Module
 from effnet_np.trace import INPUT, Trace
 from effnet_np.training.backward import Gradients, backward
 
@@ -16,10 +15,9 @@ NEARLY_NONE = 1e-6  # a gradient below this share of the largest is 0 but for ro
 
 
 def compare_gradients(
-    model: Module,
+    model: Any,
     hf_model: Any,
     pixel_values: np.ndarray,
-    *,
     labels: np.ndarray | None = None,
     output_gradient: np.ndarray | None = None,
     layers: str | Sequence[str] = "*",

@@ -66,10 +66,11 @@ def finetune(
     watcher.say(str(dataset))
     network = with_classes(base, dataset.classes, chosen.seed)
     names = trainable(network, chosen.train)
-    runner, backend = _features_by(network, chosen.backend)
-    description = dataclasses.asdict(chosen) | {"backend": backend, "classes": dataset.classes, "model": str(model)}
+    unfinished = None if output is None else output.with_name(f"{output.name}.unfinished")
+    runner, backend = _features_by(network, chosen.backend, unfinished if resume else None)
+    description = dataclasses.asdict(chosen) | {"backend": backend, "classes": dataset.classes}
     description |= {"weights": checkpoint.tensors_sha256(base.state_dict()), "pictures": dataset.fingerprint()}
-    run = Run(None if output is None else output.with_name(f"{output.name}.unfinished"), description, watcher)
+    run = Run(unfinished, description, watcher)
     state = run.begin(resume)
     pictures = Pictures(network, dataset, chosen, threads, max_pixels)
     with interruptible() as asked_to_stop:
@@ -114,9 +115,12 @@ def with_classes(base: EfficientNetForImageClassification, classes: list[str], s
     return model
 
 
-def _features_by(model: EfficientNetForImageClassification, backend: str) -> tuple[Any, str]:
+def _features_by(model: EfficientNetForImageClassification, backend: str, unfinished: Path | None) -> tuple[Any, str]:
+    """(what computes the features, its name); a run that goes on keeps the one that it began with, to the same bits."""
     from effnet_np.kernels.backend import choose
 
+    if backend == "auto" and unfinished is not None and (unfinished / "run.json").exists():
+        backend = checkpoint.read_json(unfinished / "run.json").get("backend", backend)
     runner, _ = choose(model.efficientnet, backend)
     return runner, "numpy" if runner is model.efficientnet else "numba"
 

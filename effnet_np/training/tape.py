@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from effnet_np import ops
+from effnet_np.operation import listener
 from effnet_np.training import gradients
 
 SELECTIVE = ("conv2d", "batch_norm", "linear")  # their derivatives can leave out what nobody asks for
@@ -43,21 +43,21 @@ class Tape:
         self._gradients: dict[int, np.ndarray] = {}
 
     def __enter__(self) -> Tape:
-        if getattr(ops.listener, "tape", None) is not None:
+        if getattr(listener, "tape", None) is not None:
             raise RuntimeError("a tape is open in this thread already")
-        ops.listener.tape = self
+        listener.tape = self
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        ops.listener.tape = None
+        listener.tape = None
 
     def run(self, function: Callable, arguments: tuple, options: dict) -> Any:
         """Called by ops.py: compute the step, and write it down where its result depends on a source."""
-        ops.listener.tape = None  # a step may be made of others, which its own derivative covers
+        listener.tape = None  # a step may be made of others, which its own derivative covers
         try:
             result = function(*arguments, **options)
         finally:
-            ops.listener.tape = self
+            listener.tape = self
         needs = tuple(place(argument) in self._dependent for argument in arguments)
         if any(needs):
             outputs = result if isinstance(result, tuple) else (result,)
@@ -78,10 +78,8 @@ class Tape:
         found = [self._gradients.pop(place(output), None) for output in step.outputs]
         if all(gradient is None for gradient in found):
             return  # nothing that L depends on
-        dy = [
-            np.zeros_like(output) if gradient is None else gradient.reshape(np.shape(output))
-            for output, gradient in zip(step.outputs, found, strict=True)
-        ]
+        pairs = zip(step.outputs, found, strict=True)
+        dy = [np.zeros_like(y) if gradient is None else gradient.reshape(np.shape(y)) for y, gradient in pairs]
         for output, gradient in zip(step.outputs, dy, strict=True):
             visit(output, gradient)
         options = step.options | ({"needs": step.needs} if step.name in SELECTIVE else {})
