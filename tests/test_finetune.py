@@ -18,7 +18,7 @@ import transformers
 import effnet_np
 from effnet_np.cli import main
 from effnet_np.image_io import load_image
-from effnet_np.layers import BatchNorm2d
+from effnet_np.layers import BatchNorm2d, Dropout
 from effnet_np.model import EfficientNetForImageClassification as EfficientNet
 from effnet_np.training import augment, run
 from effnet_np.training.finetune import finetune
@@ -389,6 +389,22 @@ def test_what_a_trainer_moves(tiny):
     model.classifier.weight[0, 0] = np.nan
     with pytest.raises(FloatingPointError, match=r"the gradient of efficientnet\.\S+ is NaN or infinite at step 2"):
         trainer.step(x, labels)
+
+
+def test_a_batch_in_pieces_has_the_same_gradient(tiny):
+    """With stored statistics a batch's gradient is the mean of its pieces'; with the batch's own it is not cut."""
+    model = EfficientNet.from_pretrained(tiny).to(np.float64)
+    for _, module in model.named_modules():
+        if isinstance(module, Dropout):
+            module.rate = 0.0
+    x, labels = np.random.default_rng(0).standard_normal((11, 3, 32, 32)), np.arange(11) % 5
+    whole = effnet_np.backward(model, x, labels)
+    trainer = Trainer(model, SGD(dict(model.named_parameters()), 0.1))
+    loss, right, gradients = trainer._gradients(x, labels)
+    assert abs(loss - whole.loss) < 1e-12
+    assert right == (whole.logits.argmax(axis=1) == labels).sum()
+    for name, gradient in whole.parameters.items():
+        np.testing.assert_allclose(gradients[name], gradient, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 def test_the_loop_in_ten_lines(photos, tiny):
