@@ -33,7 +33,6 @@ TRACE = """Write the output of every layer for one picture, by PyTorch's names, 
 "pixel_values". A folder's index.txt has a line for each array: kind, name, dtype, layout, number of dimensions,
 the dimensions, file. With --inputs and --weights, another implementation can be tested layer by layer:
 
-  effnet-np finetune photos/ -o flowers      a classifier of your own: a folder of pictures for each class
   effnet-np trace photo.jpg -o golden --format bin --inputs --weights --layers '*.blocks.3.*'"""
 COMPARE = """Compare the activations of two runs, layer by layer in the reference's call order; name the first that differs,
 and the mistake where it is a known one. The exit status is 1 where anything differs or is missing."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -292,6 +293,9 @@ def test_bad_folders(photos, tiny, tmp_path):
             finetune(photos, tiny, **wrong)
     with pytest.raises(TypeError, match="unexpected keyword argument 'epoch'"):
         finetune(photos, tiny, epoch=3)
+    compiled = SimpleNamespace(classifies=True, image_processor=effnet_np.EfficientNetImageProcessor())
+    with pytest.raises(TypeError, match="a model in NumPy can learn, a SimpleNamespace cannot"):
+        finetune(photos, compiled)
 
 
 def test_what_is_refused_is_named_and_the_rest_goes_on(photos, tmp_path):

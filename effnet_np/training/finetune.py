@@ -62,6 +62,8 @@ def finetune(
     output = None if output is None else Path(output)
     _check_output(output, resume)
     base = get_model(model)
+    if not isinstance(base, EfficientNetForImageClassification):
+        raise TypeError(f"a model in NumPy can learn, a {type(base).__name__} cannot: pass the one that it was made from")
     dataset = read_folder(folder, chosen.split, chosen.seed, base.config.num_channels, max_pixels, threads)
     watcher.say(str(dataset))
     network = with_classes(base, dataset.classes, chosen.seed)
