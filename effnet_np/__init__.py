@@ -6,6 +6,7 @@
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not Path(__file__).with_name("kernels").exists():
     # A clone that Python imports as it stands: kernels/ and weights/ are beside this folder, and inside of it once installed.
@@ -14,12 +15,30 @@ if not Path(__file__).with_name("kernels").exists():
 from effnet_np.hf_config import EfficientNetConfig
 from effnet_np.images.processor import EfficientNetImageProcessor
 from effnet_np.inference.classify import classify
-from effnet_np.inspection.compare import compare, compare_with_torch
+from effnet_np.inspection.compare import compare
 from effnet_np.inspection.explain import class_activation_map, explain
 from effnet_np.inspection.summary import summary
+from effnet_np.inspection.with_torch import compare_with_torch
 from effnet_np.model import EfficientNetForImageClassification, EfficientNetModel
 from effnet_np.tracing.trace import Trace
 from effnet_np.version import __version__
+
+if TYPE_CHECKING:
+    from effnet_np.training.backward import backward
+    from effnet_np.training.finetune import finetune
+
+
+def __getattr__(name):
+    """What learns is imported when it is first asked for: who only classifies does not wait for it."""
+    if name == "backward":
+        from effnet_np.training.backward import backward
+
+        return backward
+    if name == "finetune":
+        from effnet_np.training.finetune import finetune
+
+        return finetune
+    raise AttributeError(f"module 'effnet_np' has no attribute {name!r}")
 
 
 def compile(model, threads=None):
@@ -42,11 +61,13 @@ __all__ = [
     "EfficientNetModel",
     "Trace",
     "__version__",
+    "backward",
     "class_activation_map",
     "classify",
     "compare",
     "compare_with_torch",
     "compile",
     "explain",
+    "finetune",
     "summary",
 ]

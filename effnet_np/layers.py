@@ -98,16 +98,21 @@ class ZeroPad2d(Module):
 
 
 class Dropout(Module):
-    """Elementwise dropout in training, the identity otherwise. `generator` decides what is dropped."""
+    """Elementwise dropout in training, the identity otherwise. `generator` decides what is dropped.
+
+    `per_picture` drops the whole array of a picture or none of it: in a block, stochastic depth (Huang et al., arXiv
+    1603.09382), which is what EfficientNet's paper trains with; HF drops single numbers.
+    """
 
     def __init__(self, rate: float, generator: np.random.Generator):
         super().__init__()
-        self.rate, self.generator = rate, generator
+        self.rate, self.generator, self.per_picture = rate, generator, False
 
     def forward(self, x):
         if not self.training or self.rate == 0:
             return x
-        keep = self.generator.random(x.shape, np.float32) >= self.rate
+        shape = (len(x), *[1] * (x.ndim - 1)) if self.per_picture else x.shape
+        keep = self.generator.random(shape, np.float32) >= self.rate
         return ops.dropout(x, keep, self.rate)
 
 
@@ -117,9 +122,10 @@ class Activation(Module):
     def __init__(self, hidden_act: str | Callable[[np.ndarray], np.ndarray]):
         super().__init__()
         self.function = hidden_act if callable(hidden_act) else ops.ACTIVATIONS[hidden_act]
+        self.custom = self.function not in (ops.sigmoid, *ops.ACTIVATIONS.values())
 
     def forward(self, x):
-        return self.function(x)
+        return ops.custom(x, self.function) if self.custom else self.function(x)
 
 
 class GlobalPool(Module):

@@ -14,6 +14,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from effnet_np.operation import operation
+
 Padding = tuple[int, int, int, int]
 
 # -- large arrays in pieces -------------------------------------------------------------------------------------------
@@ -46,6 +48,7 @@ def in_pieces(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndar
 # -- convolution ------------------------------------------------------------------------------------------------------
 
 
+@operation
 def conv2d(x, weight, bias=None, stride: int = 1, padding: Padding = (0, 0, 0, 0), groups: int = 1) -> np.ndarray:
     """2-D cross-correlation, as deep learning calls convolution: one of the three below, by the weight's shape.
 
@@ -75,6 +78,7 @@ def conv2d(x, weight, bias=None, stride: int = 1, padding: Padding = (0, 0, 0, 0
     return y
 
 
+@operation
 def pad2d(x, padding: Padding) -> np.ndarray:
     """Zeros around each plane; a negative number crops instead, as in torch.nn.ZeroPad2d. (N, C, H, W) -> (N, C, H', W')."""
     top, bottom, left, right = padding
@@ -130,6 +134,7 @@ def full_conv2d(x, weight, stride: int = 1) -> np.ndarray:
 # -- normalisation, pooling, linear -----------------------------------------------------------------------------------
 
 
+@operation
 def batch_norm(x, mean, variance, weight, bias, eps: float) -> np.ndarray:
     """(x - mean) / sqrt(variance + eps) * weight + bias, for each channel: one multiplication and one addition a number.
 
@@ -141,45 +146,56 @@ def batch_norm(x, mean, variance, weight, bias, eps: float) -> np.ndarray:
     return y
 
 
+@operation
 def batch_statistics(x) -> tuple[np.ndarray, np.ndarray]:
     """Mean and (biased) variance of each channel over the batch and all positions: (N, C, H, W) -> (C,), (C,)."""
     return x.mean(axis=(0, 2, 3)), x.var(axis=(0, 2, 3))
 
 
+@operation
 def global_average_pool(x) -> np.ndarray:
     """The mean of each plane: (N, C, H, W) -> (N, C, 1, 1)."""
     return x.mean(axis=(2, 3), keepdims=True)
 
 
+@operation
 def global_max_pool(x) -> np.ndarray:
     """The largest number of each plane: (N, C, H, W) -> (N, C, 1, 1)."""
     return x.max(axis=(2, 3), keepdims=True)
 
 
+@operation
 def flatten(x) -> np.ndarray:
     """(N, C, 1, 1) -> (N, C)"""
     return x.reshape(x.shape[:2])
 
 
+@operation
 def linear(x, weight, bias=None) -> np.ndarray:
     """x (N, C), weight (O, C), bias (O,) -> (N, O)"""
     y = x @ weight.T
     return y if bias is None else y + bias
 
 
+@operation
 def dropout(x, keep, rate: float) -> np.ndarray:
-    """Zero where `keep` (booleans of x's shape) says no, and otherwise divided by 1 - rate, so that the mean stays."""
+    """Zero where `keep` says no, and otherwise divided by 1 - rate, so that the mean stays.
+
+    keep: booleans of x's shape, or of one that broadcasts to it.
+    """
     return x * keep / x.dtype.type(1 - rate) if rate < 1 else np.zeros_like(x)
 
 
 # -- two maps become one ----------------------------------------------------------------------------------------------
 
 
+@operation
 def scale_channels(x, gate) -> np.ndarray:
     """Each channel times one number, squeeze-excite's last step: x (N, C, H, W), gate (N, C, 1, 1) -> (N, C, H, W)."""
     return x * gate
 
 
+@operation
 def add(x, y) -> np.ndarray:
     """The residual connection: two arrays of the same shape, added."""
     return x + y
@@ -188,40 +204,47 @@ def add(x, y) -> np.ndarray:
 # -- activations ------------------------------------------------------------------------------------------------------
 
 
+@operation
 @in_pieces
 def sigmoid(x) -> np.ndarray:
     """1 / (1 + exp(-x))"""
     return 1 / (1 + np.exp(-x))
 
 
+@operation
 @in_pieces
 def swish(x) -> np.ndarray:
     """x * sigmoid(x), also called SiLU (Ramachandran et al., arXiv 1710.05941)."""
     return x / (1 + np.exp(-x))
 
 
+@operation
 def relu(x) -> np.ndarray:
     """max(x, 0)"""
     return np.maximum(x, 0)
 
 
+@operation
 def relu6(x) -> np.ndarray:
     """min(max(x, 0), 6)"""
     return np.clip(x, 0, 6)
 
 
+@operation
 @in_pieces
 def gelu(x) -> np.ndarray:
     """x * Phi(x), Phi the normal distribution function, through erf (Hendrycks and Gimpel, arXiv 1606.08415)."""
     return x / 2 * (1 + erf(x * math.sqrt(0.5)))
 
 
+@operation
 @in_pieces
 def gelu_new(x) -> np.ndarray:
     """GELU's tanh approximation: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
     return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
+@operation
 @in_pieces
 def selu(x) -> np.ndarray:
     """scale * (x where x > 0, else alpha * (exp(x) - 1)); the constants keep mean 0 and variance 1 (arXiv 1706.02515)."""
@@ -229,15 +252,23 @@ def selu(x) -> np.ndarray:
     return scale * (np.maximum(x, 0) + alpha * np.expm1(np.minimum(x, 0)))
 
 
+@operation
 @in_pieces
 def mish(x) -> np.ndarray:
     """x * tanh(softplus(x)) (Misra, arXiv 1908.08681)."""
     return x * np.tanh(softplus(x))
 
 
+@operation
 def softplus(x) -> np.ndarray:
     """log(1 + exp(x)), written such that it neither overflows nor loses small numbers."""
     return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+@operation
+def custom(x, function) -> np.ndarray:
+    """A function of one's own, which `config.hidden_act` may be. To learn, it needs an attribute `derivative`."""
+    return function(x)
 
 
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -252,6 +283,7 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+@operation
 def erf(x) -> np.ndarray:
     """The error function, which NumPy lacks: Python's own, number by number in float64."""
     return np.frompyfunc(math.erf, 1, 1)(x.astype(np.float64)).astype(x.dtype)
@@ -260,36 +292,45 @@ def erf(x) -> np.ndarray:
 # -- probabilities and losses -----------------------------------------------------------------------------------------
 
 
+@operation
 def softmax(x) -> np.ndarray:
     """exp(x) / sum exp(x) over the last axis; the largest is subtracted first so that nothing overflows."""
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
 
+@operation
 def log_softmax(x) -> np.ndarray:
     """log(softmax(x)) over the last axis, without losing small probabilities."""
     x = x - x.max(axis=-1, keepdims=True)
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
-def cross_entropy(logits, labels, ignore_index: int = -100) -> np.ndarray:
+@operation
+def cross_entropy(logits, labels, ignore_index: int = -100, label_smoothing: float = 0.0) -> np.ndarray:
     """Mean of -log(softmax(logits)[label]) over the rows whose label is not `ignore_index`.
 
+    `label_smoothing` e counts the label for 1 - e, and all O of them for e / O each (Szegedy et al., arXiv 1512.00567).
     logits (N, O), labels (N,) whole numbers -> (). Raises ValueError for a label outside 0..O-1.
     """
     counted = labels != ignore_index
     wrong = counted & ((labels < 0) | (labels >= logits.shape[-1]))
     if wrong.any():
         raise ValueError(f"labels must lie between 0 and {logits.shape[-1] - 1}, got {labels[wrong].tolist()}")
-    chosen = log_softmax(logits)[np.flatnonzero(counted), labels[counted]]
+    logarithms = log_softmax(logits)
+    chosen = logarithms[np.flatnonzero(counted), labels[counted]]
+    if label_smoothing:
+        chosen = (1 - label_smoothing) * chosen + label_smoothing * logarithms[counted].mean(axis=-1)
     return -chosen.sum() / logits.dtype.type(counted.sum())
 
 
+@operation
 def mse_loss(x, target) -> np.ndarray:
     """Mean of (x - target)^2: two arrays of the same shape -> ()."""
     return np.square(x - target).mean()
 
 
+@operation
 def bce_with_logits(logits, target) -> np.ndarray:
     """Mean of -(target log sigmoid(x) + (1 - target) log(1 - sigmoid(x))): two arrays of the same shape -> ()."""
     return (softplus(logits) - logits * target).mean()

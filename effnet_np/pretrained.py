@@ -87,8 +87,13 @@ def check_pixel_values(config: EfficientNetConfig, pixel_values: Any, dtype: Any
     return array.astype(dtype, copy=False)
 
 
-def classification_loss(config: EfficientNetConfig, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """HF's loss by `config.problem_type`, which is set here where it is None. Raises ValueError for labels that do not fit."""
+def classification_loss(
+    config: EfficientNetConfig, logits: np.ndarray, labels: np.ndarray, label_smoothing: float = 0.0
+) -> np.ndarray:
+    """HF's loss by `config.problem_type`, which is set here where it is None. Raises ValueError for labels that do not fit.
+
+    `label_smoothing` is for single labels only, which is the loss that has it.
+    """
     num_labels = config.num_labels
     if config.problem_type is None:
         if num_labels == 1:
@@ -101,7 +106,7 @@ def classification_loss(config: EfficientNetConfig, logits: np.ndarray, labels: 
         if labels.dtype.kind not in "iu" or labels.size != len(logits):
             wanted = f"{len(logits)} whole numbers, one an image"
             raise ValueError(f"single_label_classification needs labels of {wanted}, got {labels.dtype} {labels.shape}")
-        return ops.cross_entropy(logits, labels.reshape(-1))
+        return ops.cross_entropy(logits, labels.reshape(-1), label_smoothing=label_smoothing)
     if config.problem_type == "regression" and num_labels == 1:
         logits, labels = logits.reshape(-1), labels.reshape(-1)
     if labels.shape != logits.shape:

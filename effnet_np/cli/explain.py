@@ -22,6 +22,9 @@ def add(commands: Commands) -> None:
     by_name = "the class to show, by index or by name: 281, tabby (default: the one with the highest score)"
     command.add_argument("--class", dest="class_index", metavar="CLASS", help=by_name)
     command.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help=PIXELS_HELP)
+    methods = ("cam", "gradcam", "saliency", "integrated-gradients", "occlusion")
+    command.add_argument("--method", choices=methods, default="cam", help="how the evidence is found (default: %(default)s)")
+    command.add_argument("--layer", metavar="NAME", help="of gradcam: the layer to look at (default: the last)")
     command.set_defaults(run=run)
 
 
@@ -29,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
     from effnet_np.inspection.explain import explain, save_explanation
 
     chosen = {"class_index": options.class_index, "image_processor": options.processor, "max_pixels": options.max_pixels}
+    chosen |= {"method": options.method, "layer": options.layer}
     drawn = explain(picture(options.image), options.model, options.top_k, **chosen)
     save_explanation(drawn, options.output)
     print(f"{printable(options.output)}: {drawn.width} x {drawn.height} pixels")

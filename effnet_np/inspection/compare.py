@@ -93,25 +93,6 @@ def _in_order(ours: Trace, theirs: Trace) -> list[str]:
     return [name for name in dict.fromkeys(names) if name != INPUT or (name in ours and name in theirs)]
 
 
-def compare_with_torch(
-    model: Module,
-    hf_model: Any,
-    pixel_values: np.ndarray,
-    *,
-    layers: str | Sequence[str] = "*",
-    forced: bool = False,
-    tolerance: float | None = None,
-) -> Comparison:
-    """Run a model of effnet_np and a torch model with the same module names on the same input, and compare: see `compare`.
-
-    hf_model: transformers' EfficientNet or any torch.nn.Module, in eval mode. pixel_values: (N, C, H, W) float32.
-    Raises ImportError without torch, TypeError, ValueError.
-    """
-    if not _is_torch(hf_model):
-        raise TypeError(f"hf_model must be a torch.nn.Module, got {type(hf_model).__name__}")
-    return compare(model, hf_model, pixel_values=pixel_values, layers=layers, forced=forced, tolerance=tolerance)
-
-
 def trace_torch(
     torch_model: Any, pixel_values: np.ndarray, layers: str | Sequence[str] = "*", inputs: bool = False, weights: bool = False
 ) -> Trace:
@@ -161,7 +142,7 @@ def trace_torch(
 # -- the two sides ----------------------------------------------------------------------------------------------------
 
 
-def _is_torch(value: Any) -> bool:
+def is_torch(value: Any) -> bool:
     """Whether a value is a torch module, asked without importing torch."""
     return any(cls.__module__.startswith("torch.nn.") and cls.__name__ == "Module" for cls in type(value).__mro__)
 
@@ -169,7 +150,7 @@ def _is_torch(value: Any) -> bool:
 def _source(value: Any) -> Any:
     if isinstance(value, (str, os.PathLike)):
         return Trace.load(value)
-    if isinstance(value, (Trace, Module)) or _is_torch(value):
+    if isinstance(value, (Trace, Module)) or is_torch(value):
         return value
     raise TypeError(f"compare takes a Trace, a path, a model of effnet_np or a torch model, got {type(value).__name__}")
 

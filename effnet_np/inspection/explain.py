@@ -21,6 +21,7 @@ from effnet_np.checkpoints.files import replacing
 from effnet_np.images.io import MAX_PIXELS
 from effnet_np.inference.classify import DEFAULT_MODEL, check_count, find_class, get_model, load_pixels, preprocess, ranked
 from effnet_np.model import EfficientNetForImageClassification
+from effnet_np.pretrained import check_pixel_values
 from effnet_np.printable import printable
 
 if TYPE_CHECKING:
@@ -45,22 +46,22 @@ def class_activation_map(
         pooling = model.config.pooling_type
         raise ValueError(f"a class activation map needs global average pooling, and this model's pooling_type is {pooling!r}")
     features = model.efficientnet(pixel_values, return_dict=True).last_hidden_state  # (N, C, h, w)
-    classes = _classes(model, features, class_index)
+    classes = classes_of(model, model.classifier(features.mean(axis=(2, 3))), class_index)
     weight, bias = model.classifier.weight, model.classifier.bias  # type: ignore[union-attr]
     scores = np.einsum("nchw,nc->nhw", features, weight[classes]) + bias[classes][:, None, None]  # -> (N, h, w)
     return resize_bilinear(scores, np.shape(pixel_values)[2:] if size is None else size)
 
 
-def _classes(model: Any, features: np.ndarray, class_index: Any) -> np.ndarray:
-    """One class a picture, as (N,)."""
+def classes_of(model: Any, logits: np.ndarray, class_index: Any) -> np.ndarray:
+    """One class a picture, as (N,): what was asked for, or each picture's first."""
     if class_index is None:
-        return model.classifier(features.mean(axis=(2, 3))).argmax(axis=1)
+        return logits.argmax(axis=1)
     classes = np.asarray(class_index)
-    if classes.dtype.kind not in "iu" or classes.ndim > 1 or (classes.ndim == 1 and len(classes) != len(features)):
-        raise ValueError(f"class_index must be a whole number, or {len(features)} of them, one a picture; got {class_index!r}")
+    if classes.dtype.kind not in "iu" or classes.ndim > 1 or (classes.ndim == 1 and len(classes) != len(logits)):
+        raise ValueError(f"class_index must be a whole number, or {len(logits)} of them, one a picture; got {class_index!r}")
     if (classes < 0).any() or (classes >= model.num_labels).any():
         raise ValueError(f"class_index must lie between 0 and {model.num_labels - 1}, got {class_index!r}")
-    return np.broadcast_to(classes, len(features))
+    return np.broadcast_to(classes, len(logits))
 
 
 def resize_bilinear(maps: np.ndarray, size: Sequence[int]) -> np.ndarray:
@@ -79,6 +80,50 @@ def _bilinear(length: int, target: int) -> np.ndarray:
     return matrix
 
 
+LEGENDS = {
+    "cam": "scores; their mean, {logit:+.1f}, is the logit",
+    "gradcam": "Grad-CAM of the logit, {logit:+.1f}",
+    "saliency": "by how much a pixel moves the logit, {logit:+.1f}",
+    "integrated-gradients": "shares of the logit, {logit:+.1f}",
+    "occlusion": "by how much the logit, {logit:+.1f}, falls",
+}
+METHODS = tuple(LEGENDS)
+
+
+def evidence(
+    model: EfficientNetForImageClassification,
+    pixel_values: np.ndarray,
+    class_index: int | Sequence[int] | None = None,
+    method: str = "cam",
+    layer: str | None = None,
+    size: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """A map of the evidence for a class: pixel_values (N, C, H, W) -> (N, H, W), in the model's dtype.
+
+    method: "cam" (`class_activation_map`), or "gradcam", "saliency", "integrated-gradients" or "occlusion", whose functions in
+    training/evidence.py say what their numbers mean. layer: of "gradcam" only, a module's name, by default the last before the
+    pool. class_index, size: as in `class_activation_map`. Raises ValueError for an unknown method, layer or class, and for a
+    model without a classifier.
+    """
+    from effnet_np.training import evidence as methods
+
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if layer is not None and method != "gradcam":
+        raise ValueError(f'layer is for the method "gradcam", and this is {method!r}')
+    if method == "cam":
+        return class_activation_map(model, pixel_values, class_index, size)
+    if not isinstance(model, EfficientNetForImageClassification) or model.num_labels < 1:
+        raise ValueError(f"{method} needs a model with a classifier, in NumPy; this {type(model).__name__} is none")
+    pixel_values = check_pixel_values(model.config, pixel_values, model.dtype)
+    classes = classes_of(model, model(pixel_values, return_dict=True).logits, class_index)
+    if method == "gradcam":
+        maps = methods.gradcam(model, pixel_values, classes, layer or methods.LAST)
+    else:
+        maps = getattr(methods, method.replace("-", "_"))(model, pixel_values, classes)
+    return resize_bilinear(maps, pixel_values.shape[2:] if size is None else size)
+
+
 # -- the picture ------------------------------------------------------------------------------------------------------
 
 PANEL = 520  # the largest side of a panel, in pixels, of the smaller ones a little less
@@ -95,14 +140,16 @@ def explain(
     class_index: int | str | None = None,
     *,
     image_processor: Any = None,
+    method: str = "cam",
+    layer: str | None = None,
     max_pixels: int = MAX_PIXELS,
     **hub_options: Any,
 ) -> Image:
     """Draw a picture, where in it the evidence for a class lies, and bars of the first labels -> a PIL image (RGB).
 
     image, model, image_processor, max_pixels, hub_options: as `classify` takes them. class_index: the class to show, by index
-    or by name ("tabby"); None means the first. Only the part that the network sees is coloured. Raises as `classify` and
-    `class_activation_map` do.
+    or by name ("tabby"); None means the first. method, layer: how the evidence is found, "cam" or a gradient's, see `evidence`.
+    Only the part that the network sees is coloured. Raises as `classify` and `class_activation_map` do.
     """
     check_count("top_k", top_k)
     model = get_model(model, image_processor, **hub_options)
@@ -115,8 +162,9 @@ def explain(
     scale = min(PANEL / max(pixels.shape[:2]), 4.0)
     picture = _shrunk(pixels, scale)
     box = _box((left, top, left + width, top + height), scale, picture.size)
-    heat = class_activation_map(model, pixel_values, shown, (box[3] - box[1], box[2] - box[0]))[0]
-    return _draw(picture, box, heat, model.config.id2label[shown], float(logits[0, shown]), predictions)
+    heat = evidence(model, pixel_values, shown, method, layer, (box[3] - box[1], box[2] - box[0]))[0]
+    legend = LEGENDS[method].format(logit=float(logits[0, shown]))
+    return _draw(picture, box, heat, model.config.id2label[shown], legend, predictions)
 
 
 def save_explanation(picture: Image, path: str | os.PathLike) -> None:
@@ -161,7 +209,7 @@ def _box(edges: Sequence[float], scale: float, size: tuple[int, int]) -> list[in
     return box
 
 
-def _draw(picture: Image, box: list[int], heat: np.ndarray, label: Any, logit: float, predictions: list[dict]) -> Image:
+def _draw(picture: Image, box: list[int], heat: np.ndarray, label: Any, legend: str, predictions: list[dict]) -> Image:
     """Two panels, a legend, and a bar a label, on white; all text is measured, and cut where it would not fit."""
     import PIL.Image
     import PIL.ImageDraw
@@ -185,7 +233,7 @@ def _draw(picture: Image, box: list[int], heat: np.ndarray, label: Any, logit: f
         for left in (MARGIN, second):
             _draw_frame(draw, [box[0] + left, box[1] + panel_top, box[2] + left - 1, box[3] + panel_top - 1])
         draw.text((MARGIN, below), _fit(draw, "Frame: what the network sees", text, panel), QUIET, text)
-    _draw_legend(canvas, draw, (second, below), panel, heat, logit, text)
+    _draw_legend(canvas, draw, (second, below), panel, heat, legend, text)
     draw.text((MARGIN, bars_top), f"The first {len(predictions)} labels" if len(predictions) > 1 else "The label", INK, title)
     _draw_bars(draw, bars_top + 34, min(360, panel), canvas.width, predictions, text)
     return canvas
@@ -198,8 +246,8 @@ def _draw_frame(draw: Any, edges: list[int]) -> None:
     draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=INK)
 
 
-def _draw_legend(canvas: Image, draw: Any, corner: tuple[int, int], width: int, heat: np.ndarray, logit: float, font) -> None:
-    """The colours from the least to the greatest score, and the logit, which is the scores' mean."""
+def _draw_legend(canvas: Image, draw: Any, corner: tuple[int, int], width: int, heat: np.ndarray, legend: str, font) -> None:
+    """The colours from the least to the greatest number of the heat, and what they mean."""
     import PIL.Image
 
     left, top = corner
@@ -207,8 +255,7 @@ def _draw_legend(canvas: Image, draw: Any, corner: tuple[int, int], width: int, 
     canvas.paste(PIL.Image.fromarray(np.ascontiguousarray(ramp)), corner)
     draw.text((left, top + 20), f"{heat.min():+.1f}", QUIET, font)
     draw.text((left + width, top + 20), f"{heat.max():+.1f}", QUIET, font, anchor="ra")
-    middle = f"scores; their mean, {logit:+.1f}, is the logit"
-    draw.text((left + width // 2, top + 20), middle, QUIET, font, anchor="ma")
+    draw.text((left + width // 2, top + 20), legend, QUIET, font, anchor="ma")
 
 
 def _draw_bars(draw: Any, top: int, labels: int, canvas_width: int, predictions: list[dict], font: Any) -> None:
