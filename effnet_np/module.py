@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from effnet_np.match import match
-from effnet_np.module_tree import tree
 from effnet_np.outputs import read_only
-from effnet_np.placement import no_device, wanted_dtype
+from effnet_np.torch_words import TorchWords, wanted_dtype
 
 
 class LoadResult(NamedTuple):
@@ -37,7 +36,7 @@ class Hook:
             self._hooks.remove(self)
 
 
-class Module:
+class Module(TorchWords):
     """Base of every layer and of the model. A subclass writes `forward`; calling the module runs it and its hooks."""
 
     def __init__(self):
@@ -151,8 +150,6 @@ class Module:
             own[key][...] = state[key]
         return result
 
-    # -- what PyTorch's users call --------------------------------------------------------------------------------
-
     def to(self, *args: Any, **kwargs: Any) -> Module:
         """Turn every floating parameter and buffer into float32 or float64, in place; give the module back.
 
@@ -164,40 +161,6 @@ class Module:
             if array.dtype.kind == "f":
                 setattr(module, name, array.astype(dtype, copy=False))
         return self
-
-    def cpu(self) -> Module:
-        return self
-
-    def float(self) -> Module:
-        return self.to(np.float32)
-
-    def double(self) -> Module:
-        return self.to(np.float64)
-
-    def half(self) -> Module:
-        """Always raises TypeError: there is no half precision here."""
-        return self.to(np.float16)
-
-    def bfloat16(self) -> Module:
-        """Always raises TypeError, as `half`."""
-        return self.to("bfloat16")
-
-    def cuda(self, device: Any = None) -> Module:
-        """Always raises ValueError: there is no GPU here."""
-        raise ValueError(no_device("cuda()"))
-
-    def parameters(self) -> Iterator[np.ndarray]:
-        yield from (array for _, array in self.named_parameters())
-
-    def children(self) -> Iterator[Module]:
-        yield from self._children.values()
-
-    def modules(self) -> Iterator[Module]:
-        yield from (module for _, module in self.named_modules())
-
-    def __repr__(self) -> str:
-        """The tree of modules as PyTorch prints it, as deep as a screen has lines."""
-        return tree(self)
 
 
 class ModuleList(Module):

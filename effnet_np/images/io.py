@@ -28,7 +28,22 @@ __all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "load_image"]
 
 # Pillow knows some forty formats; a decoder that is never asked cannot be attacked. HEIC is read by pillow-heif.
 FORMATS = tuple(READERS)
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".webp")
+SUFFIXES: tuple[str, ...] = (
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".mpo",
+    ".png",
+    ".gif",
+    ".bmp",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
 SUFFIXES += (".avif", ".heic", ".heif")
 CLASSES = {
     "JPEG": "Jpeg",

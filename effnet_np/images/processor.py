@@ -23,7 +23,7 @@ from effnet_np.architecture import PRESETS
 from effnet_np.checkpoints import hub
 from effnet_np.checkpoints.checkpoint import read_processor_config
 from effnet_np.checkpoints.files import naming, write_json
-from effnet_np.placement import wanted_dtype
+from effnet_np.torch_words import wanted_dtype
 
 FIRST, LAST = "channels_first", "channels_last"
 RESAMPLE_NAMES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers 0 to 5

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from effnet_np import ops
-from effnet_np.checkpoints import checkpoint
+from effnet_np.checkpoints.files import read_json, write_json
+from effnet_np.checkpoints.h5_writer import tensors_sha256
 from effnet_np.hf_config import EfficientNetConfig
 from effnet_np.images.io import MAX_PIXELS, load_image
 from effnet_np.inference.classify import get_model
@@ -72,7 +73,7 @@ def finetune(
     unfinished = None if output is None else output.with_name(f"{output.name}.unfinished")
     runner, backend = _features_by(network, chosen.backend, unfinished if resume else None)
     description = dataclasses.asdict(chosen) | {"backend": backend, "classes": dataset.classes}
-    description |= {"weights": checkpoint.tensors_sha256(base.state_dict()), "pictures": dataset.fingerprint()}
+    description |= {"weights": tensors_sha256(base.state_dict()), "pictures": dataset.fingerprint()}
     run = Run(unfinished, description, watcher)
     state = run.begin(resume)
     pictures = Pictures(network, dataset, chosen, threads, max_pixels)
@@ -123,7 +124,7 @@ def _features_by(model: EfficientNetForImageClassification, backend: str, unfini
     from effnet_np.kernels.backend import choose
 
     if backend == "auto" and unfinished is not None and (unfinished / "run.json").exists():
-        backend = checkpoint.read_json(unfinished / "run.json").get("backend", backend)
+        backend = read_json(unfinished / "run.json").get("backend", backend)
     runner, _ = choose(model.efficientnet, backend)
     return runner, "numpy" if runner is model.efficientnet else "numba"
 
@@ -319,5 +320,5 @@ def _history(run: Run, settings: Settings, dataset: Dataset, pictures: Pictures)
 
 def _fill(model: EfficientNetForImageClassification, history: dict[str, Any], folder: Path) -> None:
     model.save_pretrained(folder)
-    checkpoint.write_json(folder, "history.json", history)
+    write_json(folder, "history.json", history)
     draw_history(history).save(folder / "curves.png", "PNG")

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from effnet_np.checkpoints import checkpoint
+from effnet_np.checkpoints.files import read_json, replacing, write_json
 from effnet_np.training.settings import Watcher
 from effnet_np.training.trainer import Score, part
 
@@ -58,8 +58,8 @@ class Run:
                 hint = "go on with it by resume=True (--resume), or remove that folder"
                 raise FileExistsError(f"{self.folder} holds a run that did not end: {hint}")
         elif description.exists():
-            self._refuse_another(checkpoint.read_json(description))
-        checkpoint.write_json(self.folder, "run.json", self.description)
+            self._refuse_another(read_json(description))
+        write_json(self.folder, "run.json", self.description)
         if not (self.folder / "state.npz").exists():
             return {}
         with np.load(self.folder / "state.npz", allow_pickle=False) as file:
@@ -83,7 +83,7 @@ class Run:
         known = {"history": self.history, "best": self.best, "place": self.place}
         state = {f"stage/{name}": array for name, array in arrays.items()}
         state |= {f"best/{name}": array for name, array in self.best_weights.items()}
-        with checkpoint.replacing(self.folder / "state.npz") as temporary, open(temporary, "wb") as file:
+        with replacing(self.folder / "state.npz") as temporary, open(temporary, "wb") as file:
             np.savez(file, known=np.array(json.dumps(known)), predictions=self.predictions, **state)  # type: ignore[arg-type]
         self._saved = time.monotonic()
 
@@ -94,7 +94,7 @@ class Run:
             return np.load(path, allow_pickle=False)
         array = compute()
         if path is not None:
-            with checkpoint.replacing(path) as temporary, open(temporary, "wb") as file:
+            with replacing(path) as temporary, open(temporary, "wb") as file:
                 np.save(file, array)
         return array
 

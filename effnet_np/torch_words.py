@@ -1,10 +1,13 @@
-"""`.to(...)` as PyTorch's users write it: the one device here is the CPU, and networks compute in float32 or float64."""
+"""The words that PyTorch's users are used to: on a module, and in `.to(...)`. The one device here is the CPU; no half precision."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from effnet_np.module_tree import tree
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -44,3 +47,47 @@ def _dtype(value: Any) -> np.dtype:
 def no_device(call: str) -> str:
     """The sentence for a call that asks for another device."""
     return f"effnet_np is NumPy on the CPU, without a GPU: leave out {call}; effnet_np.compile(model) is the fast form there"
+
+
+class TorchWords:
+    """What people call on a torch.nn.Module and a reader of module.py need not know."""
+
+    if TYPE_CHECKING:
+        to: Any
+        named_parameters: Any
+        named_modules: Any
+        named_children: Any
+
+    def cpu(self) -> Any:
+        return self
+
+    def float(self) -> Any:
+        return self.to(np.float32)
+
+    def double(self) -> Any:
+        return self.to(np.float64)
+
+    def half(self) -> Any:
+        """Always raises TypeError: there is no half precision here."""
+        return self.to(np.float16)
+
+    def bfloat16(self) -> Any:
+        """Always raises TypeError, as `half`."""
+        return self.to("bfloat16")
+
+    def cuda(self, device: Any = None) -> Any:
+        """Always raises ValueError: there is no GPU here."""
+        raise ValueError(no_device("cuda()"))
+
+    def parameters(self) -> Iterator[np.ndarray]:
+        yield from (array for _, array in self.named_parameters())
+
+    def children(self) -> Iterator[Any]:
+        yield from (child for _, child in self.named_children())
+
+    def modules(self) -> Iterator[Any]:
+        yield from (module for _, module in self.named_modules())
+
+    def __repr__(self) -> str:
+        """The tree of modules as PyTorch prints it, as deep as a screen has lines."""
+        return tree(self)
