@@ -42,8 +42,8 @@ class PreTrainedModel(Module):
         Google's on the hub, "lite0" the embedded one. `config` and `image_processor` (itself, a short name, a folder or a file)
         are used in place of the source's. Hub options: `revision`,
         `local_files_only`, `cache_dir`, `token`, `force_download`, `subfolder` (of a local folder, too); all others override
-        fields of the configuration, such as `num_labels` for a new head, which needs `ignore_mismatched_sizes=True` and is
-        initialised with `seed`. NaN and infinite weights are refused unless `allow_nonfinite=True`. Raises FileNotFoundError,
+        fields of the configuration, such as `num_labels` for a new head, which needs `ignore_mismatched_sizes=True`, is
+        initialised with `seed`, and named in a UserWarning. `torch_dtype` (or `dtype`) may be float32, "auto" or float64. NaN and infinite weights are refused unless `allow_nonfinite=True`. Raises FileNotFoundError,
         ValueError, or TypeError for an option that is none of these.
         """
         from effnet_np import checkpoint
