@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from effnet_np.checkpoints.h5_file import H5File
+from effnet_np.checkpoints.checkpoint import Checkpoint
 from effnet_np.checkpoints.torch_file import TorchFile
 from effnet_np.images.io import load_image
 
@@ -75,12 +76,17 @@ def test_an_input_is_always_the_same():
     assert len(runs.pop()) == 65
 
 
-READ = {"h5": H5File, "torch": TorchFile, "pictures": lambda path: load_image(path)}
+READ = {"h5": Checkpoint, "torch": TorchFile, "pictures": lambda path: load_image(path)}
 
 
 @pytest.mark.parametrize("path", sorted(REGRESSIONS.glob("*/*")), ids=lambda path: path.name)
 def test_regressions(path):
     """Inputs that once broke a rule: in a library that we no longer use for it, in Pillow, or here."""
+    if path.name == "libhdf5-hang.h5":  # damaged where nothing that is read lies; its superblock is of the newer generation
+        with Checkpoint(path) as checkpoint:
+            assert checkpoint.shapes == {"classifier.bias": (5,), "classifier.weight": (5, 4), "bn.num_batches_tracked": ()}
+            np.testing.assert_array_equal(checkpoint.read("classifier.weight"), np.arange(20).reshape(5, 4))
+        return
     with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
         READ[path.parent.name](path)
     assert len(str(caught.value)) < 1000

@@ -29,6 +29,7 @@ MAX_LINKS = 4  # one after the other
 # Not waiting at a pipe; no translation of line ends (Windows). A system that lacks one of these has nothing to fear from it.
 READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+LINK_MET = {errno.ELOOP, errno.EMLINK, getattr(errno, "EFTYPE", errno.ELOOP)}  # what opening a link by NO_LINK gives, by system
 FOLDER = getattr(os, "O_DIRECTORY", 0)
 
 
@@ -60,8 +61,10 @@ def open_in_folder(folder: Path, name: str) -> BinaryIO | None:
         return _open_and_compare(folder, name)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except PermissionError as error:
-        raise PermissionError(error.errno, error.strerror, os.fspath(folder / name)) from None
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            return None
+        raise type(error)(error.errno, error.strerror, os.fspath(folder / name)) from None
 
 
 def _open_by_steps(folder: Path, name: str) -> BinaryIO:
@@ -76,17 +79,18 @@ def _open_by_steps(folder: Path, name: str) -> BinaryIO:
         for _ in range(MAX_LINKS):
             try:
                 return _regular(os.open(name, READ | NO_LINK, dir_fd=where), path)
-            except (FileNotFoundError, PermissionError):
-                raise
-            except OSError:  # a link, of another number on each system; or a socket, which nobody can open
+            except OSError as error:
+                if error.errno not in LINK_MET:
+                    raise
                 try:
                     target = os.readlink(name, dir_fd=where)
                 except OSError:
                     continue  # it was a link when it was opened, and is none now
+            way = target
             if os.path.isabs(target):
-                target = os.path.join(os.path.realpath(os.path.dirname(target)), os.path.basename(target))
-                target = os.path.relpath(target, os.path.realpath(folder))
-            *steps, name = [part for part in Path(target).parts if part != "."] or [".."]
+                way = os.path.join(os.path.realpath(os.path.dirname(target)), os.path.basename(target))
+                way = os.path.relpath(way, os.path.realpath(folder))
+            *steps, name = [part for part in Path(way).parts if part != "."] or [".."]
             try:
                 if steps and steps[-1] == "blobs" and set(steps[:-1]) == {".."}:  # ../../blobs/<hash>
                     below = where
@@ -107,9 +111,9 @@ def _open_and_compare(folder: Path, name: str) -> BinaryIO:
     path, home = folder / name, folder.resolve()
     try:
         file = _regular(os.open(path, READ), path)
-    except (FileNotFoundError, PermissionError):
-        raise
-    except OSError:  # links in a circle
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
         raise _outside(path, "itself") from None
     try:
         real = path.resolve()

@@ -19,7 +19,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -50,9 +50,21 @@ GZIP, SHUFFLE = 1, 2
 HARD, SOFT, OUTSIDE = 0, 1, 64  # kinds of links
 
 
-# -- the structures, as they lie in the file: FORMAT says how, in the letters of Python's struct; all is little-endian ----
+# -- the structures, as they lie in the file: each with its form in the letters of Python's struct; all is little-endian --
+
+Kind = TypeVar("Kind", bound=type)
+FORMS: dict[type, str] = {}
 
 
+def laid_out(form: str) -> Callable[[Kind], Kind]:
+    def register(kind: Kind) -> Kind:
+        FORMS[kind] = form
+        return kind
+
+    return register
+
+
+@laid_out("<8s8sHHI6Q24x")
 class SuperblockV0(NamedTuple):
     """
     +-----------+----------+----------------+-------+------------+-----+--------+-------------+------+----------+
@@ -72,9 +84,9 @@ class SuperblockV0(NamedTuple):
     driver: int
     name_offset: int
     root: int  # address of the root group's header
-    FORMAT = "<8s8sHHI6Q24x"
 
 
+@laid_out("<8s4B4QI")
 class SuperblockV2(NamedTuple):
     """
     +-----------+---------+------------------+-------+------+-----------+-----+------+----------+
@@ -93,9 +105,9 @@ class SuperblockV2(NamedTuple):
     end: int
     root: int
     checksum: int
-    FORMAT = "<8s4B4QI"
 
 
+@laid_out("<BxHII4x")
 class ObjectHeaderV1(NamedTuple):
     """
     +---------+---+----------+------------+------+---------+
@@ -108,9 +120,9 @@ class ObjectHeaderV1(NamedTuple):
     messages: int
     references: int
     size: int
-    FORMAT = "<BxHII4x"
 
 
+@laid_out("<HHB3x")
 class MessageV1(NamedTuple):
     """
     +------+------+-------+---+
@@ -122,9 +134,9 @@ class MessageV1(NamedTuple):
     kind: int
     size: int
     flags: int
-    FORMAT = "<HHB3x"
 
 
+@laid_out("<BHB")
 class MessageV2(NamedTuple):
     """
     +------+------+-------+------------------------------------+
@@ -136,9 +148,9 @@ class MessageV2(NamedTuple):
     kind: int
     size: int
     flags: int
-    FORMAT = "<BHB"
 
 
+@laid_out("<4sB3x3Q")
 class LocalHeap(NamedTuple):
     """
     +--------+---------+---+------+-----------+-----------------+
@@ -152,23 +164,23 @@ class LocalHeap(NamedTuple):
     size: int
     free: int
     data: int
-    FORMAT = "<4sB3x3Q"
 
 
+@laid_out("<4sBxH")
 class SymbolNode(NamedTuple):
     """
-    +--------+---------+---+-------+
-    | "SNOD" | version | 0 | count |  then `count` entries
-    | 4      | 1       | 1 | 2     |
-    +--------+---------+---+-------+
+    +--------+---------+---+---------+
+    | "SNOD" | version | 0 | entries |  then so many entries
+    | 4      | 1       | 1 | 2       |
+    +--------+---------+---+---------+
     """
 
     signature: bytes
     version: int
-    count: int
-    FORMAT = "<4sBxH"
+    entries: int
 
 
+@laid_out("<QQI4x16x")
 class SymbolEntry(NamedTuple):
     """
     +----------------+--------+------+---+----------+
@@ -180,24 +192,24 @@ class SymbolEntry(NamedTuple):
     name: int  # in the heap
     header: int
     kind: int  # 2: a soft link
-    FORMAT = "<QQI4x16x"
 
 
+@laid_out("<4sBBH16x")
 class TreeNode(NamedTuple):
     """
-    +--------+------+-------+-------+------+-------+
-    | "TREE" | kind | level | count | left | right |  then `count` times a key and the address of a child, then a key
-    | 4      | 1    | 1     | 2     | 8    | 8     |
-    +--------+------+-------+-------+------+-------+
+    +--------+------+-------+----------+------+-------+
+    | "TREE" | kind | level | children | left | right |  then a key and an address for each, then a key
+    | 4      | 1    | 1     | 2        | 8    | 8     |
+    +--------+------+-------+----------+------+-------+
     """
 
     signature: bytes
     kind: int  # 0: of members, 1: of chunks
     level: int  # 0: the children are leaves
-    count: int
-    FORMAT = "<4sBBH16x"
+    children: int
 
 
+@laid_out("<4sBBIHHBBQHQI")
 class TreeV2(NamedTuple):
     """
     +--------+---------+------+-----------+-------------+-------+-------------+------+-----------------+-------+----------+
@@ -218,9 +230,9 @@ class TreeV2(NamedTuple):
     root_records: int
     total: int
     checksum: int
-    FORMAT = "<4sBBIHHBBQHQI"
 
 
+@laid_out("<4sBHHBI96sHQQHHQHI")
 class FractalHeap(NamedTuple):
     """
     +--------+---------+-----------+--------------+-------+-----------------+------------------------------------------+
@@ -247,7 +259,6 @@ class FractalHeap(NamedTuple):
     root: int
     rows: int  # of the root; 0: the root is a direct block
     checksum: int
-    FORMAT = "<4sBHHBI96sHQQHHQHI"
 
     @property
     def offset_size(self) -> int:
@@ -262,6 +273,7 @@ class FractalHeap(NamedTuple):
         return (self.width * self.first_size << row - 1, self.first_size << row - 1) if row else (0, self.first_size)
 
 
+@laid_out("<4sBBBBQQI")
 class FixedArray(NamedTuple):
     """
     +--------+---------+--------+------------+-----------+---------+------------+----------+
@@ -278,32 +290,31 @@ class FixedArray(NamedTuple):
     entries: int
     data: int
     checksum: int
-    FORMAT = "<4sBBBBQQI"
 
 
+@laid_out("<HH4xQ")
 class GlobalHeapObject(NamedTuple):
     """
-    +-------+------------+---+------+
-    | index | references | 0 | size |  then `size` bytes, up to a multiple of 8
-    | 2     | 2          | 4 | 8    |
-    +-------+------------+---+------+
+    +--------+------------+---+------+
+    | number | references | 0 | size |  then `size` bytes, up to a multiple of 8
+    | 2      | 2          | 4 | 8    |
+    +--------+------------+---+------+
     """
 
-    index: int
+    number: int
     references: int
     size: int
-    FORMAT = "<HH4xQ"
 
 
-Kind = TypeVar("Kind")
+Structure = TypeVar("Structure")
 
 
-def size_of(kind: Any) -> int:
-    return struct.calcsize(kind.FORMAT)
+def size_of(kind: type) -> int:
+    return struct.calcsize(FORMS[kind])
 
 
-def parse(kind: type[Kind], data: bytes, at: int = 0) -> Kind:
-    return kind(*struct.unpack_from(kind.FORMAT, data, at))  # type: ignore[attr-defined]
+def parse(kind: type[Structure], data: bytes, at: int = 0) -> Structure:
+    return kind(*struct.unpack_from(FORMS[kind], data, at))
 
 
 @dataclass(frozen=True)
@@ -410,7 +421,7 @@ class H5File:
             raise ValueError(f"the {kind} at byte {address} does not have its checksum: it is damaged")
         return data
 
-    def _structure(self, kind: type[Kind], address: int, signature: bytes = b"") -> Kind:
+    def _structure(self, kind: type[Structure], address: int, signature: bytes = b"") -> Structure:
         read = self._checked if "checksum" in kind._fields else self._at  # type: ignore[attr-defined]
         return parse(kind, read(address, size_of(kind), signature))
 
@@ -515,7 +526,8 @@ class H5File:
         """(name, address of the header) of each member of a group."""
         for kind, content in parts:
             if kind == SYMBOLS:
-                yield from self._members_v1(*struct.unpack_from("<QQ", content), where)
+                tree, heap = struct.unpack_from("<QQ", content)
+                yield from self._members_v1(tree, heap, where)
             elif kind == LINK:
                 yield _link(content)
             elif kind == LINK_INFO:  # version, flags, (order of creation, 8), fractal heap, tree of names
@@ -528,7 +540,7 @@ class H5File:
         header = self._structure(LocalHeap, heap, b"HEAP")
         names = self._at(header.data, header.size)
         for _, node in self._tree(tree, kind=0, key=8):
-            count = self._structure(SymbolNode, node, b"SNOD").count
+            count = self._structure(SymbolNode, node, b"SNOD").entries
             entries = self._at(node + size_of(SymbolNode), count * size_of(SymbolEntry))
             for index in range(count):
                 entry = parse(SymbolEntry, entries, index * size_of(SymbolEntry))
@@ -546,7 +558,7 @@ class H5File:
         node = self._structure(TreeNode, address, b"TREE")
         if node.kind != kind or node.level > MAX_LEVEL or level not in (None, node.level):
             raise ValueError(f"the tree at byte {address} is of another kind or level than it should")
-        data = self._at(address + size_of(TreeNode), node.count * (key + 8))
+        data = self._at(address + size_of(TreeNode), node.children * (key + 8))
         for at in range(0, len(data), key + 8):
             (child,) = struct.unpack_from("<Q", data, at + key)
             if node.level:
@@ -776,9 +788,9 @@ class H5File:
         at = heap + 16
         while at + 16 <= heap + size:
             found = self._structure(GlobalHeapObject, at)
-            if found.index == index and length <= found.size:
+            if found.number == index and length <= found.size:
                 return self._at(at + 16, length).decode().rstrip("\0")
-            if found.index == 0:
+            if found.number == 0:
                 break
             at += 16 + -(-found.size // 8) * 8
         raise ValueError(f"the text {index} of the heap at byte {heap} is not there")

@@ -8,8 +8,8 @@ from typing import Any
 from effnet_np.architecture import PRESETS
 from effnet_np.hf_config import EfficientNetConfig
 from effnet_np.layer_specs import layer_specs
-from effnet_np.layers import activation_name
 from effnet_np.printable import printable
+from effnet_np.tracing.trace import activation_name
 
 # Paper, Table 2: parameters and multiply-adds of B0..B7 at their image sizes.
 PAPER = {

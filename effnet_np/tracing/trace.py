@@ -18,6 +18,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from fnmatch import fnmatchcase
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from effnet_np import ops
-from effnet_np.layers import Activation, BatchNorm2d, Conv2d, Dropout, GlobalPool, Linear, ZeroPad2d, activation_name
+from effnet_np.layers import Activation, BatchNorm2d, Conv2d, Dropout, GlobalPool, Linear, ZeroPad2d
 from effnet_np.model import EfficientNetFinalBlockLayer, EfficientNetSqueezeExciteLayer
 from effnet_np.module import Hook, Module
 from effnet_np.outputs import read_only
@@ -333,3 +334,12 @@ def enliven(model: Module, seed: int = 0) -> None:
             module.running_var[...] = 0.5 + 0.5 * generator.random(module.running_var.shape, np.float32)
             if id(module) in damped:
                 module.weight *= np.float32(0.4)
+
+
+def activation_name(function: str | Callable) -> str:
+    """The name of an activation: its key in `ops.ACTIVATIONS`, "sigmoid", or what a function of somebody else is called."""
+    if isinstance(function, str):
+        return function
+    known = {**ops.ACTIVATIONS, "sigmoid": ops.sigmoid}
+    named = next((name for name, other in known.items() if other is function), None)
+    return named or re.sub(r"\W", "_", getattr(function, "__name__", "function"))
