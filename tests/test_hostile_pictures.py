@@ -228,24 +228,25 @@ from effnet_np.image_io import load_image
 folder = Path(sys.argv[1])
 for path in sorted(Path(sys.argv[2]).glob("*")):
     load_image(path)
-idle = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 results = {}
 for path in sorted(folder.glob("*")):
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff complains there
+        idle = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / (1 << 20)
         try:
             answer = {"pixels": load_image(path.read_bytes()).shape}
         except BaseException as error:
             answer = {"error": type(error).__name__, "text": str(error)}
-        os.write(write, json.dumps(answer).encode())
+        os.write(write, json.dumps(answer | {"idle": idle}).encode())
         os._exit(0)
     os.close(write)
     answer = json.loads(os.read(read, 1 << 16) or '{"error": "the process died", "text": ""}')
     os.close(read)
     _, _, used = os.wait4(pid, 0)
-    answer |= {"seconds": used.ru_utime + used.ru_stime, "megabytes": used.ru_maxrss / 1024 - idle / (1 << 20)}
+    idle = answer.pop("idle", 0)  # in the child, as a fork does not take the libraries' pages along
+    answer |= {"seconds": used.ru_utime + used.ru_stime, "megabytes": used.ru_maxrss / 1024 - idle}
     results[path.name] = answer
 print(json.dumps(results))
 """
