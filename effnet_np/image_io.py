@@ -41,7 +41,7 @@ CLASSES = {
     "AVIF": "Avif",
 }
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # the picture that a network of so many channels takes
-BAND = 1 << 20  # pixels that are converted at a time
+BAND = 1 << 18  # pixels that are converted at a time
 
 
 def load_image(source: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> np.ndarray:
