@@ -185,7 +185,7 @@ def check_scans(scans: int, pixels: int, max_pixels: int, kind: str = "JPEG") ->
 
 
 def read_png(data: bytes, max_pixels: int) -> Header:
-    check_size(struct.unpack_from(">II", data, 16), max_pixels)  # type: ignore[arg-type]
+    check_size(struct.unpack_from(">II", data, 16), max_pixels)
     kept, exif, xmp, position = [data[:8]], b"", b"", 8
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
