@@ -1,4 +1,4 @@
-"""The words that PyTorch's users are used to: on a module, and in `.to(...)`. The one device here is the CPU; no half precision."""
+"""The words that PyTorch's users are used to: on a module, and in `.to(...)`. The one device is the CPU."""
 
 from __future__ import annotations
 

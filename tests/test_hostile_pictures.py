@@ -227,25 +227,27 @@ from pathlib import Path
 from effnet_np.images.io import load_image
 folder = Path(sys.argv[1])
 for path in sorted(Path(sys.argv[2]).glob("*")):
-    load_image(path)
-idle = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    if path.suffix != ".avif":  # which older Pillow lacks
+        load_image(path)
 results = {}
 for path in sorted(folder.glob("*")):
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff complains there
+        idle = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / (1 << 20)
         try:
             answer = {"pixels": load_image(path.read_bytes()).shape}
         except BaseException as error:
             answer = {"error": type(error).__name__, "text": str(error)}
-        os.write(write, json.dumps(answer).encode())
+        os.write(write, json.dumps(answer | {"idle": idle}).encode())
         os._exit(0)
     os.close(write)
     answer = json.loads(os.read(read, 1 << 16) or '{"error": "the process died", "text": ""}')
     os.close(read)
     _, _, used = os.wait4(pid, 0)
-    answer |= {"seconds": used.ru_utime + used.ru_stime, "megabytes": used.ru_maxrss / 1024 - idle / (1 << 20)}
+    idle = answer.pop("idle", 0)  # in the child, as a fork does not take the libraries' pages along
+    answer |= {"seconds": used.ru_utime + used.ru_stime, "megabytes": used.ru_maxrss / 1024 - idle}
     results[path.name] = answer
 print(json.dumps(results))
 """
@@ -373,13 +375,13 @@ def test_of_an_mpo_the_first_picture_is_read():
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize(
     "block",
-    [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12" * 9, b"\xff" * 5000],
+    [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12" * 9, b"\xff" * 5000],
 )
 def test_broken_exif_does_not_change_the_pixels(format, block):
     options = {"lossless": True} if format == "WEBP" else {}
     plain = saved(RGB, format, **options)
     try:
-        data = saved(RGB, format, exif=block, **options) if block else plain
+        data = saved(RGB, format, exif=block, **options)
     except Exception:  # Pillow will not write it
         data = plain[:20] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + plain[20:] if format == "JPEG" else plain
     np.testing.assert_array_equal(load_image(data), load_image(plain))

@@ -28,23 +28,10 @@ __all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "load_image"]
 
 # Pillow knows some forty formats; a decoder that is never asked cannot be attacked. HEIC is read by pillow-heif.
 FORMATS = tuple(READERS)
-SUFFIXES: tuple[str, ...] = (
-    ".jpg",
-    ".jpeg",
-    ".jfif",
-    ".mpo",
-    ".png",
-    ".gif",
-    ".bmp",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
-    ".tif",
-    ".tiff",
-    ".webp",
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"),
+    *(".webp", ".avif", ".heic", ".heif"),
 )
-SUFFIXES += (".avif", ".heic", ".heif")
 CLASSES = {
     "JPEG": "Jpeg",
     "PNG": "Png",
@@ -56,7 +43,7 @@ CLASSES = {
     "AVIF": "Avif",
 }
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # the picture that a network of so many channels takes
-BAND = 1 << 20  # pixels that are converted at a time
+BAND = 1 << 18  # pixels that are converted at a time
 
 
 def load_image(source: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -187,9 +174,7 @@ def _open_with_pillow(header: Header, format: str) -> tuple[Image, int]:
 
 def _open_heic(data: bytes) -> tuple[Image, int]:
     """pillow-heif turns the picture upright; nothing is registered with Pillow, which other code in the process uses, too."""
-    import pillow_heif
-
-    return pillow_heif.open_heif(io.BytesIO(data)), 1
+    return importlib.import_module("pillow_heif").open_heif(io.BytesIO(data)), 1
 
 
 def _decode(image: Image, name: str) -> Image:

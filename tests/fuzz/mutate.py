@@ -76,7 +76,7 @@ def mutate(data: bytes, kind: str, choose: random.Random, others: list[bytes]) -
     if inside and choose.random() < 0.6:
         try:
             data = inside(data, choose, others)
-        except (ValueError, struct.error, zipfile.BadZipFile, IndexError):
+        except (ValueError, struct.error, zipfile.BadZipFile, IndexError, OverflowError):
             data = _bytes(data, choose, others)
         if choose.random() < 0.8:
             return data
