@@ -21,7 +21,7 @@ import os
 import secrets
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -504,29 +504,85 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
-# -- traces: the same file format, other contents (see trace.py) ------------------------------------------------------
+# -- traces: the same file format, other contents (see trace_files.py) ------------------------------------------------
 
 
-def save_arrays_h5(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], index: str) -> None:
-    """Write arrays under "group/name" keys, and the text of their index as the root's attribute `index`."""
+class _Pages(io.RawIOBase):
+    """A file in memory, of which only the pages that were written to exist."""
+
+    SIZE = 1 << 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pages: dict[int, bytearray] = {}  # number -> contents
+        self._position = self.length = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.length}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def truncate(self, size: int | None = None) -> int:
+        self.length = self._position if size is None else size
+        return self.length
+
+    def _pieces(self, size: int) -> Iterator[tuple[int, slice, slice]]:
+        """(page, part of it, part of the data) for so many bytes from here on, which are then passed."""
+        done = 0
+        while done < size:
+            page, start = divmod(self._position, self.SIZE)
+            count = min(self.SIZE - start, size - done)
+            yield page, slice(start, start + count), slice(done, done + count)
+            self._position, done = self._position + count, done + count
+
+    def readinto(self, buffer: Any) -> int:
+        data = memoryview(buffer).cast("B")
+        for page, part, where in self._pieces(max(0, min(len(data), self.length - self._position))):
+            data[where] = self.pages.get(page, bytes(self.SIZE))[part]
+        return len(data)
+
+    def write(self, buffer: Any) -> int:
+        data = memoryview(buffer).cast("B")
+        for page, part, where in self._pieces(len(data)):
+            self.pages.setdefault(page, bytearray(self.SIZE))[part] = data[where]
+        self.length = max(self.length, self._position)
+        return len(data)
+
+
+def save_arrays_h5(
+    path: str | os.PathLike,
+    arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    read: Callable[[str], np.ndarray],
+    index: str,
+) -> None:
+    """Write arrays, {"group/name": (shape, dtype)}, `read` giving one's numbers; their index is the root's attribute `index`.
+
+    libhdf5 crashes where a disk is full. So it lays the file out in memory, without the numbers, and we write all to the disk.
+    """
     import h5py
 
-    with replacing(path) as temporary:
-        with h5py.File(temporary, "w", libver="earliest") as file:
-            for place, array in arrays.items():
-                file.create_dataset(place, data=array)
-            file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs["effnet_np_version"] = __version__
-            file.attrs["index"] = index
-
-
-def load_arrays_h5(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str]:
-    """What `save_arrays_h5` wrote: (arrays, index). Raises ValueError for another file."""
-    file = H5File(path, separator="/")  # names of layers have dots
-    try:
-        index = file.attributes.get("index")
-        if not isinstance(index, str):
-            raise ValueError(f"{path} holds no trace: it has no attribute index (is it a checkpoint?)")
-        return {name: file.read(name) for name in file.shapes}, index
-    finally:
-        file.close()
+    layout, places = _Pages(), {}
+    with h5py.File(layout, "w", libver="earliest") as file:
+        at_once = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        at_once.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        at_once.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        for place, (shape, dtype) in arrays.items():
+            group = file.require_group(place.rpartition("/")[0] or "/")
+            space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
+            name, kind = place.rpartition("/")[2].encode(), h5py.h5t.py_create(dtype)
+            dataset = h5py.h5d.create(group.id, name, kind, space, dcpl=at_once)
+            places[place] = dataset.get_offset()  # None where there are no numbers
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["effnet_np_version"] = __version__
+        file.attrs["index"] = index
+    with replacing(path) as temporary, open(temporary, "wb") as out:
+        for number, page in layout.pages.items():
+            out.seek(number * layout.SIZE)
+            out.write(page)
+        for place, offset in places.items():
+            if offset is not None:
+                out.seek(offset)
+                out.write(read(place).reshape(-1).view(np.uint8).data)
+        out.truncate(layout.length)

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from effnet_np import hub, ops
+from effnet_np.architecture import PRESETS
 from effnet_np.image_io import MAX_PIXELS, load_image
+from effnet_np.image_processor import EfficientNetImageProcessor
 from effnet_np.model import EfficientNetForImageClassification
 from effnet_np.module import Module
+from effnet_np.printable import printable
 
 DEFAULT_MODEL = "lite0"  # embedded: installed with the package, needs no network
+NO_PROCESSOR = """it has no preprocessor_config.json. Say which preprocessing its weights were trained with, for example B0's:
+    classify(..., image_processor="b0"), or on the shell --processor b0
+or once and for all: EfficientNetImageProcessor.preset("b0").save_pretrained(folder)"""
 FUNCTIONS = {"softmax": ops.softmax, "sigmoid": ops.sigmoid, "none": lambda logits: logits}
 
 _kept: dict[tuple, _Kept] = {}  # the model of the last call, for the next one
-_runners: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()  # kept models -> what runs them
+_runners: weakref.WeakKeyDictionary[Any, dict[tuple, Any]] = weakref.WeakKeyDictionary()  # kept models -> what runs them
 _hinted: list[str] = []  # the hint that was given, once in a process
 _lock = threading.Lock()
 if hasattr(os, "register_at_fork"):  # a child must not inherit a lock that another thread of its parent holds
@@ -44,38 +54,98 @@ def classify(
     batch_size: int = 8,
     function_to_apply: str | None = None,
     backend: str = "auto",
+    threads: int | None = None,
+    image_processor: Any = None,
     max_pixels: int = MAX_PIXELS,
     **hub_options: Any,
 ) -> list[Prediction] | list[list[Prediction]]:
-    """What is in a picture: [{"label": "tiger cat", "score": 0.39}, ...], the highest score first, at most `top_k`.
+    """What is in a picture: [{"label": "tiger cat", "index": 282, "score": 0.39}, ...], the `top_k` highest scores.
 
     images: a path, bytes, a binary file object, a PIL image or an array (see `image_io.load_image` for what each means), or a
     list of them (or an array (N, H, W, C)): then a list of such lists comes back, in order, `batch_size` images at a time.
     model: "lite0" (embedded), "b0".."b7" or another hub id, a folder or file, or a model that carries its `image_processor`.
     The scores are softmax probabilities, or sigmoid ones for one label and for multi-label models, or as
     `function_to_apply` ("softmax", "sigmoid", "none") says. backend: "numpy", "numba" (the compiled kernels), or "auto": the
-    kernels where their machine code is on disk already, otherwise NumPy at once, and a hint. Raises FileNotFoundError,
-    TypeError or ValueError.
+    kernels where their machine code is on disk already, otherwise NumPy at once, and a hint. threads: of the kernels, by
+    default all cores. image_processor: a processor, "b0".."b7", "lite0", a folder or a file, in place of the one that comes
+    with the weights. Raises FileNotFoundError, TypeError, ValueError or MemoryError, which name the image of a list.
     """
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be None or at least 1, got {top_k}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if top_k is not None:
+        check_count("top_k", top_k, "None or ")
+    check_count("batch_size", batch_size)
     if function_to_apply is not None and function_to_apply not in FUNCTIONS:
         raise ValueError(f"function_to_apply must be None or one of {', '.join(FUNCTIONS)}, got {function_to_apply!r}")
     if not set(hub_options) <= set(hub.OPTIONS):
         raise TypeError(f"classify() has no option {', '.join(sorted(set(hub_options) - set(hub.OPTIONS)))}")
-    runner = get_runner(model, backend, **hub_options)
+    runner = get_runner(model, backend, threads, image_processor, **hub_options)
     many = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4  # PIL images have no ndim
     queue = list(images) if many else [images]
     results: list[list[Prediction]] = []
-    for first in range(0, len(queue), batch_size):
-        batch = [preprocess(runner, image, max_pixels) for image in queue[first : first + batch_size]]
-        results += predict(runner, batch, top_k, function_to_apply)
+    for index, answer in enumerate(answers(runner, queue, top_k, batch_size, function_to_apply, max_pixels)):
+        if isinstance(answer, Exception):
+            raise _naming(answer, index, queue[index]) if many else answer
+        results.append(answer)
     return results if many else results[0]
 
 
-def get_runner(source: Any, backend: str = "auto", **hub_options: Any) -> Any:
+def answers(
+    runner: Any,
+    images: Iterable[Any],
+    top_k: int | None,
+    batch_size: int = 8,
+    function_to_apply: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[list[Prediction] | Exception]:
+    """For each image, in order, its predictions, or the exception that it ended in; `batch_size` images at a time."""
+    images = iter(images)
+    while batch := list(islice(images, batch_size)):
+        results: list[Any] = [_attempt(preprocess, runner, image, max_pixels) for image in batch]
+        ready = [index for index, result in enumerate(results) if not isinstance(result, Exception)]
+        inputs = [results[index] for index in ready]
+        predictions = _attempt(predict, runner, inputs, top_k, function_to_apply)
+        if isinstance(predictions, Exception):  # one image is at fault, or memory does not suffice for all at once
+            predictions = [_attempt(lambda one: predict(runner, [one], top_k, function_to_apply)[0], one) for one in inputs]
+        for index, prediction in zip(ready, predictions, strict=True):
+            results[index] = prediction
+        yield from results
+
+
+def _attempt(function: Callable, *arguments: Any) -> Any:
+    """What the function gives, or the exception that it raised."""
+    try:
+        return function(*arguments)
+    except MemoryError as error:  # without its traceback, which holds the arrays that fill the memory
+        return MemoryError(str(error) or "there is not enough memory for it")
+    except Exception as error:
+        return error
+
+
+def _naming(error: Exception, index: int, image: Any) -> Exception:
+    """The same kind of exception, with the image of the list that it is about."""
+    kinds = (FileNotFoundError, IsADirectoryError, PermissionError, OSError, TypeError, MemoryError, ValueError)
+    kind = next((kind for kind in kinds if isinstance(error, kind)), None)
+    if kind is None:  # a fault of ours: as it is
+        return error
+    path = f" ({os.fspath(image)})" if isinstance(image, (str, os.PathLike)) and str(image) not in str(error) else ""
+    named = kind(f"images[{index}]{path}: {error}")
+    named.__cause__ = error
+    return named
+
+
+def check_count(name: str, value: Any, also: str = "") -> None:
+    """Raise TypeError or ValueError where an argument is no whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be {also}a whole number of at least 1, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be {also}at least 1, got {value}")
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+def get_runner(
+    source: Any, backend: str = "auto", threads: int | None = None, image_processor: Any = None, **hub_options: Any
+) -> Any:
     """What answers for the model that `source` names: itself, or its compiled form, which is kept with it.
 
     A model that is passed as an object answers itself unless backend="numba" is asked for, which then compiles it at each
@@ -85,41 +155,62 @@ def get_runner(source: Any, backend: str = "auto", **hub_options: Any) -> Any:
 
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    model = get_model(source, **hub_options)
+    if threads is not None:
+        check_count("threads", threads, "None or ")
+    model = get_model(source, image_processor, **hub_options)
+    if threads is not None and (backend == "numpy" or (model is source and backend == "auto")):
+        hint = "pass effnet_np.compile(model, threads=...)" if model is source else "OPENBLAS_NUM_THREADS is NumPy's"
+        raise ValueError(f"threads is for the compiled kernels, and they are not what answers here: {hint}")
     if model is source:
-        return choose(model, "numba")[0] if backend == "numba" and isinstance(model, Module) else model
-    if model not in _runners or backend not in _runners[model]:
-        runner, hint = choose(model, backend)
+        return choose(model, "numba", threads)[0] if backend == "numba" and isinstance(model, Module) else model
+    key = (backend, threads)
+    if key not in _runners.get(model, {}):
+        runner, hint = choose(model, backend, threads)
         if hint is not None:  # not kept: the kernels may be warm at the next call
             if not _hinted:
                 _hinted.append(hint)
                 warnings.warn(hint, UserWarning, stacklevel=3)
             return runner
-        _runners.setdefault(model, {})[backend] = runner
-    return _runners[model][backend]
+        if runner is model and threads is not None:  # Numba is missing, or refuses this NumPy
+            warnings.warn("threads is for the compiled kernels, and NumPy answers here", UserWarning, stacklevel=3)
+        _runners.setdefault(model, {})[key] = runner
+    return _runners[model][key]
 
 
-def get_model(source: Any, **hub_options: Any) -> EfficientNetForImageClassification:
+def get_model(source: Any, image_processor: Any = None, **hub_options: Any) -> EfficientNetForImageClassification:
     """The model that `source` names, loaded, or kept from the last call if its files have not changed since."""
     if not isinstance(source, (str, os.PathLike)):
+        if image_processor is not None:
+            raise TypeError("image_processor is for a model given by its name or path: set model.image_processor of this one")
         classifies = hasattr(source, "classifier") or getattr(source, "classifies", False)  # the second: compiled
         if not classifies or getattr(source, "image_processor", None) is None:
             wanted = "a name, a path, or an image classifier with its image_processor set"
             raise TypeError(f"model must be {wanted}; this {type(source).__name__} does not know its preprocessing")
         return source
-    key = (os.fspath(source), tuple(sorted(hub_options.items())))
+    processor = None if image_processor is None else get_processor(image_processor)
+    key = (os.fspath(source), repr(processor), tuple(sorted(hub_options.items())))
     with _lock:
         if key in _kept and _kept[key].is_current():  # the hub is not asked again
             return _kept[key].model
         path = hub.resolve(source, weights=True, **hub_options)
         fingerprint = _fingerprint(path)  # before loading: a change during it shows at the next call
         model = EfficientNetForImageClassification.from_pretrained(path)
+        if processor is not None:
+            model.image_processor = processor
         if model.image_processor is None:
-            hint = "add its preprocessor_config.json, or pass a model whose image_processor you have set"
-            raise ValueError(f"{source} does not say how its images are preprocessed: {hint}")
+            raise ValueError(f"{source} does not say how its images are preprocessed: {NO_PROCESSOR}")
         _kept.clear()  # one model is kept, not every model of a long session
         _kept[key] = _Kept(path, fingerprint, model)
         return model
+
+
+def get_processor(source: Any) -> EfficientNetImageProcessor:
+    """A processor itself, that of a preset ("b0".."b7", "lite0": nothing is fetched), or of a folder, a file or a hub id."""
+    if isinstance(source, EfficientNetImageProcessor):
+        return source
+    if isinstance(source, str) and source in PRESETS:
+        return EfficientNetImageProcessor.preset(source)
+    return EfficientNetImageProcessor.from_pretrained(source)
 
 
 @dataclass(frozen=True)
@@ -138,14 +229,28 @@ def _fingerprint(path: Path) -> tuple:
     return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats)
 
 
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
 def preprocess(model: EfficientNetForImageClassification, image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """One picture of any accepted kind -> network input (C, H, W)."""
-    pixels = load_image(image, model.config.num_channels, max_pixels)
+    pixels = load_pixels(model, image, max_pixels)
     return model.image_processor([pixels], input_data_format="channels_last")["pixel_values"][0]
+
+
+def load_pixels(model: EfficientNetForImageClassification, image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """One picture of any accepted kind -> uint8 (H, W, C), of as many channels as the model takes."""
+    if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
+        pipe = f"curl -L {shlex.quote(image)} | effnet-np classify -"
+        hint = f"download it first, or pipe it: {pipe}; in Python, pass what urllib.request.urlopen gives"
+        raise ValueError(f"{image} is an address, and effnet_np fetches no pictures: {hint}")
+    return load_image(image, model.config.num_channels, max_pixels)
 
 
 def predict(model, batch: list[np.ndarray], top_k: int | None, function_to_apply: str | None = None) -> list[list[Prediction]]:
     """Network inputs -> for each the labels by falling score."""
+    if not batch:
+        return []
     if len({inputs.shape for inputs in batch}) > 1:  # a processor that does not resize
         return [prediction for inputs in batch for prediction in predict(model, [inputs], top_k, function_to_apply)]
     return ranked(model.config, model(np.stack(batch), return_dict=True).logits, top_k, function_to_apply)
@@ -162,5 +267,45 @@ def ranked(config: Any, logits: np.ndarray, top_k: int | None, function_to_apply
     results = []
     for row in scores:
         order = np.argsort(-row, kind="stable")[:top_k]
-        results.append([{"label": config.id2label[int(index)], "score": float(row[index])} for index in order])
+        results.append(
+            [{"label": config.id2label[int(index)], "index": int(index), "score": float(row[index])} for index in order]
+        )
     return results
+
+
+def find_class(config: Any, name: Any) -> int:
+    """The index of a class: itself, also as text ("281"), or of the label that is called so, whole or one of its synonyms.
+
+    Labels are compared without regard to case. Raises ValueError for an index out of range, and, with the labels that come
+    close, for a name that no class has or several have.
+    """
+    text = str(name).strip()
+    if text.removeprefix("-").isdecimal() or not isinstance(name, str):
+        if isinstance(name, bool) or not text.isdecimal() or int(text) >= config.num_labels:
+            raise ValueError(f"class_index must lie between 0 and {config.num_labels - 1}, got {name!r}")
+        return int(text)
+    labels = {index: str(label) for index, label in config.id2label.items()}
+    wanted = text.casefold()
+    found = [index for index, label in labels.items() if label.casefold() == wanted]
+    found = found or [index for index, label in labels.items() if wanted in _synonyms(label)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"{len(found)} classes are called {text!r}; give the index: {_listed(labels, found)}")
+    close = [index for index, label in labels.items() if wanted in label.casefold()]
+    close.sort(key=lambda index: wanted not in re.split(r"\W+", labels[index].casefold()))  # whole words first
+    if not close:
+        spellings = {synonym: index for index, label in labels.items() for synonym in _synonyms(label)}
+        close = list(dict.fromkeys(spellings[match] for match in get_close_matches(wanted, spellings, 5)))
+    hint = f"; close to it: {_listed(labels, close)}" if close else ""
+    raise ValueError(f"no class is called {text!r}{hint}")
+
+
+def _synonyms(label: str) -> list[str]:
+    """ImageNet's labels list several names: "tabby, tabby cat"."""
+    return [synonym.strip() for synonym in label.casefold().split(",")]
+
+
+def _listed(labels: dict[int, str], indices: list[int]) -> str:
+    shown = "; ".join(printable(f"{index} {labels[index]:.60}") for index in indices[:8])
+    return shown + (f"; and {len(indices) - 8} more" if len(indices) > 8 else "")

@@ -10,16 +10,18 @@ Letters: `N` batch, `C` channels, `H` and `W` height and width; `h` and `w` the 
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from effnet_np.classify import DEFAULT_MODEL, get_model, preprocess, ranked
-from effnet_np.image_io import MAX_PIXELS, load_image
+from effnet_np.classify import DEFAULT_MODEL, check_count, find_class, get_model, load_pixels, preprocess, ranked
+from effnet_np.image_io import MAX_PIXELS
 from effnet_np.model import EfficientNetForImageClassification
 from effnet_np.pretrained import check_pixel_values
+from effnet_np.printable import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -134,34 +136,34 @@ def explain(
     image: Any,
     model: str | os.PathLike | EfficientNetForImageClassification = DEFAULT_MODEL,
     top_k: int = 5,
-    class_index: int | None = None,
+    class_index: int | str | None = None,
     *,
     method: str = "cam",
     layer: str | None = None,
+    image_processor: Any = None,
     max_pixels: int = MAX_PIXELS,
     **hub_options: Any,
 ) -> Image:
     """Draw a picture, where in it the evidence for a class lies, and bars of the first labels -> a PIL image (RGB).
 
-    image, model, max_pixels, hub_options: as `classify` takes them. class_index: the class to show; None means the first.
-    method, layer: how the evidence is found, "cam" or a gradient's, see `evidence`.
-    Only the part that the network sees is coloured. Raises as `classify` and `class_activation_map` do.
+    image, model, image_processor, max_pixels, hub_options: as `classify` takes them. class_index: the class to show, by index
+    or by name ("tabby"); None means the first. method, layer: how the evidence is found, see `evidence`. Only the part that the
+    network sees is coloured. Raises as `classify` and `evidence` do.
     """
-    if top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
-    model = get_model(model, **hub_options)
-    pixels = load_image(image, model.config.num_channels, max_pixels)
+    check_count("top_k", top_k)
+    model = get_model(model, image_processor, **hub_options)
+    pixels = load_pixels(model, image, max_pixels)
     pixel_values = preprocess(model, pixels, max_pixels)[None]
     logits = model(pixel_values, return_dict=True).logits
     predictions = ranked(model.config, logits, top_k)[0]
-    shown = int(logits[0].argmax()) if class_index is None else class_index
+    shown = int(logits[0].argmax()) if class_index is None else find_class(model.config, class_index)
     top, left, height, width = seen_region(model.image_processor, *pixels.shape[:2])
     scale = min(PANEL / max(pixels.shape[:2]), 4.0)
-    box = [round(edge * scale) for edge in (left, top, left + width, top + height)]
-    size = (max(1, box[3] - box[1]), max(1, box[2] - box[0]))
-    heat = evidence(model, pixel_values, shown, method, layer, size)[0]
-    label, legend = model.config.id2label[shown], LEGENDS[method].format(logit=float(logits[0, shown]))
-    return _draw(pixels, scale, box, heat, label, legend, predictions)
+    picture = _shrunk(pixels, scale)
+    box = _box((left, top, left + width, top + height), scale, picture.size)
+    heat = evidence(model, pixel_values, shown, method, layer, (box[3] - box[1], box[2] - box[0]))[0]
+    legend = LEGENDS[method].format(logit=float(logits[0, shown]))
+    return _draw(picture, box, heat, model.config.id2label[shown], legend, predictions)
 
 
 def save_explanation(picture: Image, path: str | os.PathLike) -> None:
@@ -191,57 +193,82 @@ def seen_region(processor: Any, height: int, width: int) -> tuple[float, float, 
     return top, left, seen_height, seen_width
 
 
-def _draw(
-    pixels: np.ndarray, scale: float, box: list[int], heat: np.ndarray, label: str, legend: str, predictions: list[dict]
-) -> Image:
+def _shrunk(pixels: np.ndarray, scale: float) -> Image:
+    """The picture at the size in which it is drawn, in RGB."""
+    import PIL.Image
+
+    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    return PIL.Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("RGB").resize(size)
+
+
+def _box(edges: Sequence[float], scale: float, size: tuple[int, int]) -> list[int]:
+    """(left, top, right, bottom) in the drawn picture's pixels: at least one of them each way, and none outside."""
+    box = [round(edge * scale) for edge in edges]
+    for low, high, limit in ((0, 2, size[0]), (1, 3, size[1])):
+        box[low] = min(box[low], limit - 1)
+        box[high] = min(max(box[high], box[low] + 1), limit)
+    return box
+
+
+def _draw(picture: Image, box: list[int], heat: np.ndarray, label: Any, legend: str, predictions: list[dict]) -> Image:
     """Two panels, a legend, and a bar a label, on white; all text is measured, and cut where it would not fit."""
     import PIL.Image
     import PIL.ImageDraw
     import PIL.ImageFont
 
     title, text = PIL.ImageFont.load_default(20), PIL.ImageFont.load_default(17)
-    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
-    picture = PIL.Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("RGB").resize(size)
-    overlay = _overlay(np.asarray(picture, np.float64), box, heat)
-    panel = max(size[0], 440)  # no less than the legend's text needs
-    canvas_width = 2 * panel + 3 * MARGIN
+    panel = max(picture.width, 440)  # no less than the legend's text needs
+    second = 2 * MARGIN + panel  # where the second panel begins
     panel_top = MARGIN + 34
-    bars_top = panel_top + size[1] + 24 + 62
-    canvas_height = bars_top + 34 + BAR_HEIGHT * len(predictions) + MARGIN - 6
-    canvas = PIL.Image.new("RGB", (canvas_width, canvas_height), PAPER)
+    below = panel_top + picture.height + 16
+    bars_top = below + 70
+    canvas_size = (2 * panel + 3 * MARGIN, bars_top + 34 + BAR_HEIGHT * len(predictions) + MARGIN - 6)
+    canvas = PIL.Image.new("RGB", canvas_size, PAPER)
     draw = PIL.ImageDraw.Draw(canvas)
 
-    second = 2 * MARGIN + panel
     draw.text((MARGIN, MARGIN), "The picture", INK, title)
-    draw.text((second, MARGIN), _fit(draw, f"Evidence for: {label}", title, panel), INK, title)
+    draw.text((second, MARGIN), _fit(draw, f"Evidence for: {_line(label)}", title, panel), INK, title)
     canvas.paste(picture, (MARGIN, panel_top))
-    canvas.paste(PIL.Image.fromarray(overlay), (second, panel_top))
-    frame = (second + box[0], panel_top + box[1], second + box[2] - 1, panel_top + box[3] - 1)
-    if (box[2] - box[0], box[3] - box[1]) != size:
-        for x in (MARGIN - second, 0):
-            left, top, right, bottom = frame[0] + x, frame[1], frame[2] + x, frame[3]
-            draw.rectangle((left, top, right, bottom), outline=PAPER)
-            draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=INK)
-        draw.text((MARGIN, panel_top + size[1] + 16), _fit(draw, "Frame: what the network sees", text, panel), QUIET, text)
-
-    legend_top = panel_top + size[1] + 16
-    low, high = f"{heat.min():+.1f}", f"{heat.max():+.1f}"
-    ramp = np.broadcast_to(_colours(np.linspace(0, 1, panel))[None], (14, panel, 3)).astype(np.uint8)
-    canvas.paste(PIL.Image.fromarray(np.ascontiguousarray(ramp)), (second, legend_top))
-    draw.text((second, legend_top + 20), low, QUIET, text)
-    draw.text((second + panel, legend_top + 20), high, QUIET, text, anchor="ra")
-    draw.text((second + panel // 2, legend_top + 20), legend, QUIET, text, anchor="ma")
-
+    canvas.paste(PIL.Image.fromarray(_overlay(np.asarray(picture, np.float64), box, heat)), (second, panel_top))
+    if (box[2] - box[0], box[3] - box[1]) != picture.size:
+        for left in (MARGIN, second):
+            _draw_frame(draw, [box[0] + left, box[1] + panel_top, box[2] + left - 1, box[3] + panel_top - 1])
+        draw.text((MARGIN, below), _fit(draw, "Frame: what the network sees", text, panel), QUIET, text)
+    _draw_legend(canvas, draw, (second, below), panel, heat, legend, text)
     draw.text((MARGIN, bars_top), f"The first {len(predictions)} labels" if len(predictions) > 1 else "The label", INK, title)
-    labels, number = min(360, panel), 84
+    _draw_bars(draw, bars_top + 34, min(360, panel), canvas.width, predictions, text)
+    return canvas
+
+
+def _draw_frame(draw: Any, edges: list[int]) -> None:
+    """A white line inside a dark one, seen on any picture."""
+    left, top, right, bottom = edges
+    draw.rectangle((left, top, right, bottom), outline=PAPER)
+    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=INK)
+
+
+def _draw_legend(canvas: Image, draw: Any, corner: tuple[int, int], width: int, heat: np.ndarray, legend: str, font) -> None:
+    """The colours from the least to the greatest number, and what these numbers are."""
+    import PIL.Image
+
+    left, top = corner
+    ramp = np.broadcast_to(_colours(np.linspace(0, 1, width))[None], (14, width, 3)).astype(np.uint8)
+    canvas.paste(PIL.Image.fromarray(np.ascontiguousarray(ramp)), corner)
+    draw.text((left, top + 20), f"{heat.min():+.1f}", QUIET, font)
+    draw.text((left + width, top + 20), f"{heat.max():+.1f}", QUIET, font, anchor="ra")
+    draw.text((left + width // 2, top + 20), legend, QUIET, font, anchor="ma")
+
+
+def _draw_bars(draw: Any, top: int, labels: int, canvas_width: int, predictions: list[dict], font: Any) -> None:
+    """A row a prediction: its label in `labels` pixels, a bar, the score."""
+    number = 84  # pixels for the score
     start, full = MARGIN + labels + 16, canvas_width - 2 * MARGIN - labels - 16 - number
     for index, prediction in enumerate(predictions):
-        y = bars_top + 34 + index * BAR_HEIGHT
-        draw.text((MARGIN, y + 12), _fit(draw, prediction["label"], text, labels), INK, text, anchor="lm")
+        y, share = top + index * BAR_HEIGHT, min(1.0, prediction["score"])
+        draw.text((MARGIN, y + 12), _fit(draw, _line(prediction["label"]), font, labels), INK, font, anchor="lm")
         draw.rectangle((start, y + 2, start + full, y + 22), fill=TRACK)
-        draw.rectangle((start, y + 2, start + max(1, round(full * min(1.0, prediction["score"]))), y + 22), fill=BAR)
-        draw.text((canvas_width - MARGIN, y + 12), f"{prediction['score']:.1%}", INK, text, anchor="rm")
-    return canvas
+        draw.rectangle((start, y + 2, start + max(1, round(full * share)), y + 22), fill=BAR)
+        draw.text((canvas_width - MARGIN, y + 12), f"{prediction['score']:.1%}", INK, font, anchor="rm")
 
 
 def _overlay(picture: np.ndarray, box: list[int], heat: np.ndarray) -> np.ndarray:
@@ -263,10 +290,14 @@ def _colours(share: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(share, stops, HEAT[:, channel]) for channel in range(3)], axis=-1)
 
 
+def _line(label: Any) -> str:
+    """A label of any kind and length as one line of text: no more of it than a panel could hold."""
+    return printable(str(label)[: 4 * PANEL])
+
+
 def _fit(draw: Any, text: str, font: Any, width: int) -> str:
     """The text, cut with "..." where it is wider than `width` pixels."""
     if draw.textlength(text, font) <= width:
         return text
-    while text and draw.textlength(text + "...", font) > width:
-        text = text[:-1]
-    return text.rstrip(" ,") + "..."
+    fitting = bisect_right(range(len(text)), width, key=lambda count: draw.textlength(text[:count] + "...", font)) - 1
+    return text[: max(0, fitting)].rstrip(" ,") + "..."

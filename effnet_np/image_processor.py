@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from effnet_np.architecture import PRESETS
+from effnet_np.placement import wanted_dtype
 
 FIRST, LAST = "channels_first", "channels_last"
 RESAMPLE_NAMES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers 0 to 5
@@ -46,6 +47,16 @@ class BatchFeature(dict):
             return self[name]
         except KeyError:
             raise AttributeError(f"{type(self).__name__} has no {name!r}, only {', '.join(self)}") from None
+
+    def to(self, *args: Any, **kwargs: Any) -> BatchFeature:
+        """In place, and given back: tensors of a framework go where they are told; arrays stay on the CPU, in that dtype."""
+        for key, value in self.items():
+            if hasattr(value, "to"):
+                self[key] = value.to(*args, **kwargs)
+            else:
+                dtype = wanted_dtype(*args, **kwargs)
+                self[key] = value if dtype is None else np.asarray(value, dtype)
+        return self
 
 
 class EfficientNetImageProcessor:

@@ -6,6 +6,7 @@ a checkpoint costs nothing extra); `model.initialize` fills them in for a networ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -143,3 +144,12 @@ class Identity(Module):
 
     def forward(self, x):
         return x
+
+
+def activation_name(function: str | Callable) -> str:
+    """The name of an activation: its key in `ops.ACTIVATIONS`, "sigmoid", or what a function of somebody else is called."""
+    if isinstance(function, str):
+        return function
+    known = {**ops.ACTIVATIONS, "sigmoid": ops.sigmoid}
+    named = next((name for name, other in known.items() if other is function), None)
+    return named or re.sub(r"\W", "_", getattr(function, "__name__", "function"))

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from effnet_np.module_tree import tree
 from effnet_np.outputs import read_only
+from effnet_np.placement import no_device, wanted_dtype
 
 
 class LoadResult(NamedTuple):
@@ -42,6 +44,7 @@ class Module:
         self._children: dict[str, Module] = {}
         self._parameters: list[str] = []  # names of attributes that hold arrays which training would change
         self._buffers: list[str] = []  # names of attributes that hold arrays which it would not
+        self._forward_pre_hooks: list[Hook] = []
         self._forward_hooks: list[Hook] = []
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -63,6 +66,8 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} does not define forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for hook in list(self._forward_pre_hooks):
+            hook.function(self, read_only(args), {key: read_only(value) for key, value in kwargs.items()})
         output = self.forward(*args, **kwargs)
         for hook in list(self._forward_hooks):
             hook.function(self, read_only(args), read_only(output))
@@ -74,6 +79,10 @@ class Module:
         It sees read-only views of all arrays, and what it returns is ignored.
         """
         return Hook(self._forward_hooks, function)
+
+    def register_forward_pre_hook(self, function: Callable[[Module, tuple, dict], None]) -> Hook:
+        """Call function(module, args, kwargs) before each forward: PyTorch's hook of this name, with `with_kwargs=True`."""
+        return Hook(self._forward_pre_hooks, function)
 
     def train(self, mode: bool = True) -> Module:
         """Training mode for this module and all below it: batch statistics in BatchNorm2d, and dropout."""
@@ -110,8 +119,8 @@ class Module:
             module = module._children[part]
         return module
 
-    def num_parameters(self) -> int:
-        """How many numbers training would change (buffers do not count)."""
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers training would change (buffers do not count): all, whatever HF's two options say."""
         return sum(array.size for _, array in self.named_parameters())
 
     # -- state ----------------------------------------------------------------------------------------------------
@@ -145,15 +154,53 @@ class Module:
                 getattr(module, name)[...] = state[key]
         return LoadResult(missing, unexpected)
 
-    def to(self, dtype: Any) -> Module:
-        """Turn every floating parameter and buffer into float32 or float64, in place; give the module back."""
-        if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
-            raise TypeError(f"a model computes in float32 or float64, not {np.dtype(dtype)}")
-        for _, module, name in self._state():
+    # -- what PyTorch's users call --------------------------------------------------------------------------------
+
+    def to(self, *args: Any, **kwargs: Any) -> Module:
+        """Turn every floating parameter and buffer into float32 or float64, in place; give the module back.
+
+        "cpu" and torch.device("cpu") change nothing. Raises ValueError for another device, TypeError for another dtype.
+        """
+        dtype = wanted_dtype(*args, **kwargs)
+        for _, module, name in self._state() if dtype is not None else ():
             array = getattr(module, name)
             if array.dtype.kind == "f":
                 setattr(module, name, array.astype(dtype, copy=False))
         return self
+
+    def cpu(self) -> Module:
+        return self
+
+    def float(self) -> Module:
+        return self.to(np.float32)
+
+    def double(self) -> Module:
+        return self.to(np.float64)
+
+    def half(self) -> Module:
+        """Always raises TypeError: there is no half precision here."""
+        return self.to(np.float16)
+
+    def bfloat16(self) -> Module:
+        """Always raises TypeError, as `half`."""
+        return self.to("bfloat16")
+
+    def cuda(self, device: Any = None) -> Module:
+        """Always raises ValueError: there is no GPU here."""
+        raise ValueError(no_device("cuda()"))
+
+    def parameters(self) -> Iterator[np.ndarray]:
+        yield from (array for _, array in self.named_parameters())
+
+    def children(self) -> Iterator[Module]:
+        yield from self._children.values()
+
+    def modules(self) -> Iterator[Module]:
+        yield from (module for _, module in self.named_modules())
+
+    def __repr__(self) -> str:
+        """The tree of modules as PyTorch prints it, as deep as a screen has lines."""
+        return tree(self)
 
 
 class ModuleList(Module):

@@ -34,6 +34,11 @@ class PreTrainedModel(Module):
         """float32, or float64 after `to(np.float64)`."""
         return next(self.named_parameters())[1].dtype
 
+    @property
+    def device(self) -> str:
+        """Always "cpu"."""
+        return "cpu"
+
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, *, ignore_mismatched_sizes: bool = False, **options: Any):
         """Load a model, in eval mode, with `model.image_processor` where the source has one.

@@ -8,6 +8,8 @@ from typing import Any
 from effnet_np.architecture import PRESETS
 from effnet_np.hf_config import EfficientNetConfig
 from effnet_np.layer_specs import layer_specs
+from effnet_np.layers import activation_name
+from effnet_np.printable import printable
 
 # Paper, Table 2: parameters and multiply-adds of B0..B7 at their image sizes.
 PAPER = {
@@ -31,6 +33,11 @@ class Row:
     output_shape: tuple[int, ...]
     parameters: int
     mult_adds: int
+    stride: int = 0  # these are 0, () or "" where a layer has none
+    padding: tuple[int, int] | tuple[()] = ()  # pixels of zeros: (top and left, bottom and right)
+    groups: int = 0
+    eps: float = 0.0
+    activation: str = ""  # of the layer's output
 
 
 @dataclass(frozen=True)
@@ -58,11 +65,15 @@ class Summary:
 
     def __str__(self) -> str:
         width = max(len(row.name) for row in self.rows)
-        lines = [f"{'layer':{width}}  {'kind':22} {'output':>15} {'parameters':>12} {'mult-adds':>14}"]
+        settings = f"{'stride':>6} {'padding':>7} {'groups':>6} {'eps':>6} {'activation':10}"
+        lines = [f"{'layer':{width}}  {'kind':22} {'output':>15} {settings} {'parameters':>12} {'mult-adds':>14}"]
         for row in self.rows:
-            shape = " x ".join(map(str, row.output_shape))
-            lines.append(f"{row.name:{width}}  {row.layer:22} {shape:>15} {row.parameters:>12,} {row.mult_adds:>14,}")
-        lines.append(f"{'total':{width}}  {'':22} {'':15} {self.parameters:>12,} {self.mult_adds:>14,}")
+            shape, padding = " x ".join(map(str, row.output_shape)), ", ".join(map(str, row.padding))
+            eps, activation = f"{row.eps:g}" if row.eps else "", printable(row.activation)
+            settings = f"{row.stride or '':>6} {padding:>7} {row.groups or '':>6} {eps:>6} {activation:10}"
+            counts = f"{row.parameters:>12,} {row.mult_adds:>14,}"
+            lines.append(f"{row.name:{width}}  {row.layer:22} {shape:>15} {settings} {counts}")
+        lines.append(f"{'total':{width}}  {'':22} {'':15} {'':39} {self.parameters:>12,} {self.mult_adds:>14,}")
         shape = " x ".join(map(str, self.input_shape))
         lines.append(f"input {shape}; {self.parameters * 4 / 1e6:.1f} MB of float32 parameters")
         deviation = self.deviation()
@@ -93,19 +104,31 @@ def summary(model: Any, input_shape: tuple[int, ...] | None = None) -> Summary:
 
 
 def _rows(config: EfficientNetConfig, height: int, width: int, backbone: bool) -> list[Row]:
-    rows = []
+    rows, last = [], None
     for layer in layer_specs(config.architecture(), height, width):
-        depthwise = " depthwise" if layer.groups > 1 else ""
-        kinds = {"conv": f"Conv2d {layer.kernel_size}x{layer.kernel_size}{depthwise}", "norm": "BatchNorm2d"}
-        shape = (layer.out_channels, layer.height, layer.width)
-        if layer.kind != "linear":
-            rows.append(Row(layer.name, kinds[layer.kind], shape, layer.parameters, layer.mult_adds))
+        shape, counts = (layer.out_channels, layer.height, layer.width), (layer.parameters, layer.mult_adds)
+        if layer.kind == "conv":
+            kind = f"Conv2d {layer.kernel_size}x{layer.kernel_size}" + (" depthwise" if layer.groups > 1 else "")
+            row = Row(layer.name, kind, shape, *counts, activation=_activation(layer.name, config))
+            rows.append(replace(row, stride=layer.stride, padding=layer.padding, groups=layer.groups))
+        elif layer.kind == "norm":
+            activation = _activation(layer.name, config)
+            rows.append(Row(layer.name, "BatchNorm2d", shape, *counts, eps=config.batch_norm_eps, activation=activation))
+        else:
+            last = Row(layer.name, "Linear", shape[:1], *counts)
     rows.append(Row("efficientnet.pooler", f"{config.pooling_type} of each plane", (config.hidden_dim,), 0, 0))
     if backbone:
         return [replace(row, name=row.name.removeprefix("efficientnet.")) for row in rows]
-    if layer.kind == "linear":
-        rows.append(Row(layer.name, "Linear", (layer.out_channels,), layer.parameters, layer.mult_adds))
-    return rows
+    return rows if last is None else [*rows, last]
+
+
+def _activation(name: str, config: EfficientNetConfig) -> str:
+    """What is applied to a layer's output at once: nothing to a convolution that is normalised, and to a projection."""
+    layer = name.rpartition(".")[2]
+    if layer == "expand":  # of squeeze-excite: the gate
+        return "sigmoid"
+    activated = layer in ("batchnorm", "expand_bn", "depthwise_norm", "reduce", "top_bn")
+    return activation_name(config.hidden_act) if activated else ""
 
 
 def _preset_of(config: EfficientNetConfig, input_shape: tuple[int, ...]) -> str | None:

@@ -91,7 +91,7 @@ def mish(code, x):
     """x tanh(log(1 + e^x)); with n = e^x (e^x + 2) that is x n / (n + 2). From 20 on it is x to the last bit."""
     e = exp(code, code.minimum(x, 20.0))
     n = e * (e + 2.0)
-    return x * n / (n + 2.0)
+    return x * (n / (n + 2.0))  # not x * n first, which would overflow from 1e21 on
 
 
 # Applied to sums while they are in registers; the others follow in a second pass over what was stored.

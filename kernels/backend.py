@@ -26,10 +26,10 @@ def choose(model, backend: str = "auto", threads: int | None = None):
         if not library.kernels_cached():
             return model, HINT if _numba_works() else None
     try:
-        from effnet_np.kernels.compiled import compile
+        from effnet_np.kernels.compiled import CompiledEfficientNet
     except ImportError as error:
         raise ImportError(f"the numba backend needs Numba ({error}): pip install 'effnet_np[numba]'") from error
-    return compile(model, threads), None
+    return CompiledEfficientNet(model, threads), None
 
 
 def _numba_works() -> bool:

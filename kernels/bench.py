@@ -60,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The command. Prints a table; gives its exit status."""
+    """The command. Prints a table; gives its exit status. Raises ImportError for what is missing, before it measures."""
+    check_installed(options.peers, bool(options.plot))
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for model in options.model:
@@ -74,6 +75,15 @@ def run(options: argparse.Namespace) -> int:
         if options.plot:
             plot(options.model[0], max(options.threads), options.plot)
     return 0
+
+
+def check_installed(peers: list[str], with_plot: bool) -> None:
+    """Raise ImportError that names what is missing, and what brings it."""
+    wanted = {"Numba": ("numba",)} | {peer: PEERS[peer] for peer in peers} | ({"--plot": ("matplotlib",)} if with_plot else {})
+    for name, modules in wanted.items():
+        missing = [module for module in modules if find_spec(module) is None]
+        if missing:
+            raise ImportError(f"bench needs {', '.join(missing)} for {name}: pip install 'effnet_np[bench]', or leave it out")
 
 
 def print_result(result: dict, peers: list[str], header: bool) -> None:
@@ -294,7 +304,7 @@ def answerer(name: str, model: str, threads: int, batch: int, folder: str):
     x = images(model, batch)
     onnx = os.path.join(folder, f"{model}.onnx")
     if name == "numba":
-        from effnet_np.kernels.compiled import compile
+        from effnet_np.kernels.compiled import CompiledEfficientNet as compile
 
         fast = compile(network(model), threads)
         return lambda: fast(x).logits
@@ -352,7 +362,7 @@ def serve(name: str, model: str, threads: str, batch: str, folder: str) -> None:
 
 def profile(model: str, threads: int, rounds: int = 30) -> list[tuple[str, float, int, int]]:
     """(kind, milliseconds, FLOP, bytes of its tensors) of each step, medians."""
-    from effnet_np.kernels.compiled import compile
+    from effnet_np.kernels.compiled import CompiledEfficientNet as compile
 
     return compile(network(model), threads).profile(images(model, 1), rounds)
 

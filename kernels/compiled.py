@@ -16,13 +16,15 @@ import time
 import warnings
 import weakref
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 
 from effnet_np.kernels import library, table
 from effnet_np.kernels.plan import ALIGN, Plane, Planner, Weights
 from effnet_np.kernels.pool import Pool
-from effnet_np.kernels.target import WIDTH
+from effnet_np.kernels.target import WIDTH, default_threads
+from effnet_np.layer_specs import layer_specs
 from effnet_np.model import EfficientNetForImageClassification
 from effnet_np.outputs import BaseModelOutput, ImageClassifierOutput
 from effnet_np.pretrained import PreTrainedModel, check_pixel_values, classification_loss
@@ -31,13 +33,26 @@ MOST_PLANS = 8  # image sizes whose plans are kept
 _models: weakref.WeakSet = weakref.WeakSet()
 
 
-def compile(model, threads: int | None = None) -> CompiledEfficientNet:
-    return CompiledEfficientNet(model, threads)
-
-
-def available_threads() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# What people call on a model of transformers or of ours, and where it is instead.
+ELSEWHERE = {
+    **dict.fromkeys(
+        (
+            "state_dict",
+            "load_state_dict",
+            "save_pretrained",
+            "named_modules",
+            "named_parameters",
+            "parameters",
+            "get_submodule",
+        ),
+        "its weights are folded and packed for this CPU: ask the model that it was compiled from",
+    ),
+    **dict.fromkeys(("cuda", "half", "bfloat16"), "it runs on the CPU, in float32"),
+    **dict.fromkeys(
+        ("train", "backward", "double"), "it computes the forward pass in float32, in eval mode; the model does more"
+    ),
+    "register_forward_hook": "the kernels do not stop at each module: put the hook on the model that it was compiled from",
+}
 
 
 def _aligned(memory: np.ndarray) -> int:
@@ -86,7 +101,7 @@ class CompiledEfficientNet:
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise ValueError(f"threads must be a whole number of at least 1, or None for all cores, got {threads!r}")
         self.config, self.image_processor = model.config, model.image_processor
-        self.threads = threads or available_threads()
+        self.threads = threads or default_threads()
         self.classifies = isinstance(model, EfficientNetForImageClassification)
         self._reference = None
         reason = _why_not(model)
@@ -96,27 +111,64 @@ class CompiledEfficientNet:
             return
         self._functions = library.addresses()
         self._weights = Weights(model.state_dict(), model.config)
+        if not np.isfinite(self._weights.data).all():  # the kernels' arithmetic differs from NumPy's in what NaN it gives
+            warnings.warn("some weights are NaN or infinite: the NumPy model answers instead of the kernels", stacklevel=3)
+            self._reference = model
+            return
         self._plans: OrderedDict[tuple, _Bound] = OrderedDict()
         self._arena = self._scratch = np.zeros(0, np.float32)
         self._pool = Pool(self.threads, 3 * len(model.config.blocks()) + 4)
         self._lock = threading.Lock()
         _models.add(self)
 
-    def named_parameters(self):
-        """What the check of the input asks for: the dtype is that of the weights."""
-        yield "weights", self._weights.data
+    # -- what people call on a model ------------------------------------------------------------------------------
+
+    dtype = np.dtype(np.float32)
+    device = "cpu"
+    training = False
+
+    def eval(self) -> CompiledEfficientNet:
+        """Itself: it is in eval mode, always."""
+        return self
+
+    def to(self, device: Any = "cpu") -> CompiledEfficientNet:
+        """Itself, for "cpu" and float32. Raises ValueError for anything else."""
+        if str(device).removeprefix("torch.") not in ("cpu", "float32") and device is not np.float32:
+            raise ValueError(f"a compiled model runs on the CPU in float32, to({device!r}) is not possible")
+        return self
+
+    def num_parameters(self) -> int:
+        """How many numbers training would change, in the model that it was compiled from."""
+        layers = layer_specs(self.config.architecture(), self.config.image_size, self.config.image_size)
+        return sum(layer.parameters for layer in layers if self.classifies or layer.kind != "linear")
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ELSEWHERE:
+            raise AttributeError(f"a compiled model has no {name}(): {ELSEWHERE[name]}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        kind = "EfficientNetForImageClassification" if self.classifies else "EfficientNetModel"
+        size = self.config.image_size
+        text = f"{self.num_parameters() / 1e6:.1f} million parameters, {size} x {size}"
+        if self._reference is not None:
+            return f"CompiledEfficientNet({kind}, {text}; the NumPy model answers)"
+        memory = (self._weights.data.nbytes + self._arena.nbytes + self._scratch.nbytes) / 1e6
+        return f"CompiledEfficientNet({kind}, {text}, {self.threads} threads, {memory:.0f} MB)"
+
+    # -- running --------------------------------------------------------------------------------------------------
 
     def _bound(self, height: int, width: int, hidden: bool) -> _Bound:
         key = (height, width, hidden)
         bound = self._plans.get(key)
         if bound is None:
+            self.config.check_image_size(height, width)
             plan = Planner(self.config, self._weights, height, width, hidden, not self.classifies).plan
             if self._arena.nbytes < plan.arena_bytes + ALIGN:
                 self._plans.clear()  # their tables point into the arena that goes
                 self._arena = np.zeros(plan.arena_bytes // 4 + ALIGN, np.float32)
             if self._scratch.nbytes < plan.scratch_bytes * self.threads + ALIGN:
                 self._scratch = np.zeros(plan.scratch_bytes * self.threads // 4 + ALIGN, np.float32)
-                self._scratch_address = _aligned(self._scratch)
             bound = self._plans[key] = _Bound(self, plan, self._arena)
             if len(self._plans) > MOST_PLANS:
                 self._plans.popitem(last=False)
@@ -147,7 +199,7 @@ class CompiledEfficientNet:
             address = images.ctypes.data
             for image in range(count):
                 bound.source[0] = address + image * bound.image_bytes
-                self._pool(bound.address, 0, bound.steps, self._scratch_address, bound.plan.scratch_bytes)
+                self._pool(bound.address, 0, bound.steps, _aligned(self._scratch), bound.plan.scratch_bytes)
                 logits[image] = bound.logits
                 for view, out in zip(bound.hidden, maps, strict=True):
                     _nchw(view, out[image])

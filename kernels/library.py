@@ -12,7 +12,6 @@ import ctypes
 import hashlib
 import os
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,17 +21,21 @@ from pathlib import Path
 import llvmlite
 import llvmlite.binding as llvm
 
+from effnet_np.checkpoint import replacing
 from effnet_np.kernels.target import CPU_FEATURES, CPU_NAME, TRIPLE
 
 PREFIX = "effnet_np_"
 _lock = threading.Lock()
 _loaded: dict[str, int] | None = None
 _engine = None  # owns the memory of the code
+_busy = False  # some thread is inside of LLVM
+_forked_while_busy = False  # so LLVM's own locks are held here by a thread that does not exist
 
 
 def _after_fork() -> None:
-    global _lock
+    global _lock, _forked_while_busy
     _lock = threading.Lock()  # another thread of the parent may have held it
+    _forked_while_busy = _busy
 
 
 if hasattr(os, "register_at_fork"):
@@ -40,17 +43,24 @@ if hasattr(os, "register_at_fork"):
 
 
 def cache_folder() -> Path:
-    """Where machine code is kept: EFFNET_NP_KERNEL_CACHE, or a folder in the user's cache."""
+    """Where machine code is kept: EFFNET_NP_KERNEL_CACHE, or a folder in the user's cache. OSError where there is no user."""
     chosen = os.environ.get("EFFNET_NP_KERNEL_CACHE")
     if chosen:
         return Path(chosen)
     if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+        base = os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local"
     elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
+        base = _home() / "Library" / "Caches"
     else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        base = os.environ.get("XDG_CACHE_HOME") or _home() / ".cache"
     return Path(base) / "effnet_np" / "kernels"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:  # no HOME, and no entry for this user, as in some containers
+        raise FileNotFoundError("there is no home folder: set EFFNET_NP_KERNEL_CACHE to a folder of your own") from error
 
 
 def _sources() -> Iterator[Path]:
@@ -71,12 +81,13 @@ def cache_file() -> Path:
 
 def kernels_cached() -> bool:
     """Whether the machine code for this CPU and version is there, so that `compile` need not make it. Takes milliseconds."""
-    return _loaded is not None or _intact(_kept_bytes())
+    return _loaded is not None or (not _forked_while_busy and _intact(_kept_bytes()))
 
 
 def _kept_bytes() -> bytes:
     try:
-        return cache_file().read_bytes()
+        file = cache_file()
+        return file.read_bytes() if file.is_file() else b""  # a pipe would be read for ever
     except OSError:
         return b""
 
@@ -159,18 +170,39 @@ def _names(code: bytes) -> list[str]:
 
 
 def addresses(progress: Callable[[int, int, str], None] | None = None) -> dict[str, int]:
-    """The address of each kernel by name: from memory, from disk, or compiled now. Warns of a cache that cannot be written."""
-    global _loaded
+    """The address of each kernel by name: from memory, from disk, or compiled now.
+
+    Warns before it compiles, unless `progress` is told of it, and of a cache that cannot be written. Raises RuntimeError in a
+    child process that was forked while another thread of its parent compiled: LLVM cannot be used there.
+    """
+    global _loaded, _busy
     with _lock:
         if _loaded is None:
-            file = cache_file()
-            sealed = _kept_bytes()
-            if not _intact(sealed):
-                code, names = _compile(progress)
-                sealed = _seal(code, names)
-                _keep(file, sealed)
-            _loaded = _load(sealed[32:])
+            if _forked_while_busy:
+                raise RuntimeError(
+                    "this process was forked while its parent compiled the kernels, and cannot compile or load them: let "
+                    "NumPy answer, fork after `effnet_np.compile` has returned, or start processes with 'spawn'"
+                )
+            _busy = True
+            try:
+                _loaded = _load(_sealed(progress)[32:])
+            finally:
+                _busy = False
         return _loaded
+
+
+def _sealed(progress: Callable[[int, int, str], None] | None) -> bytes:
+    """The machine code with its digest: what is kept on disk, or made now and kept."""
+    sealed = _kept_bytes()
+    if not _intact(sealed):
+        if progress is None:
+            text = (
+                "Numba compiles the kernels for this CPU, once, which takes some 20 seconds; `effnet-np warmup` does it ahead"
+            )
+            warnings.warn(text, stacklevel=5)
+        sealed = _seal(*_compile(progress))
+        _keep(sealed)
+    return sealed
 
 
 def _seal(code: bytes, names: list[str]) -> bytes:
@@ -183,18 +215,17 @@ def _intact(sealed: bytes) -> bool:
     return len(sealed) > 32 and sealed[:32] == hashlib.sha256(sealed[32:]).digest()
 
 
-def _keep(file: Path, sealed: bytes) -> None:
+def _keep(sealed: bytes) -> None:
     try:
+        file = cache_file()
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent)
-        with os.fdopen(handle, "wb") as out:
-            out.write(sealed)
-        os.replace(temporary, file)
+        with replacing(file) as temporary:
+            temporary.write_bytes(sealed)
     except OSError as error:
         warnings.warn(
-            f"the kernels' machine code cannot be kept in {file.parent} ({error}): it will be compiled again in each process. "
+            f"the kernels' machine code cannot be kept ({error}): it will be compiled again in each process. "
             "Set EFFNET_NP_KERNEL_CACHE to a folder that can be written.",
-            stacklevel=3,
+            stacklevel=6,
         )
 
 

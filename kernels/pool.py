@@ -1,7 +1,8 @@
 """The pool: ordinary Python threads that spend their time inside of the program, with Python's lock released.
 
 Between two inferences a thread first goes on looking for the next run, for half a millisecond, and then sleeps until a bell
-rings (a queue). So calls that follow each other closely find the threads awake, and a process at rest uses no CPU.
+(a queue) rings, just before a run. So calls that follow each other closely find the threads awake, and a process at rest
+uses no CPU.
 
 There is no threading layer below: nothing that aborts when two Python threads enter at once, and nothing that dies after a
 fork. A child process has only the thread that forked, so the pool starts its others again there at the next call.
@@ -17,29 +18,31 @@ import weakref
 import numpy as np
 
 from effnet_np.kernels import library
-from effnet_np.kernels.table import JOB, LINE, STEPS
+from effnet_np.kernels.table import ASLEEP, LINE, STEPS
 
 _pools: weakref.WeakSet = weakref.WeakSet()
 
 
 def _work(serve, words, address, bell) -> None:
-    """A thread of the pool: sleeps until the bell rings, works until there has been nothing to do for a while."""
+    """A thread of the pool: works until there has been nothing to do for a while, then sleeps until the bell rings."""
+    serve(address, 0)
     while bell.get():
-        serve(address)
-
-
-def _dismiss(bell, threads: int) -> None:
-    for _ in range(threads):
-        bell.put(False)
+        serve(address, 1)
+    bell.put(False)  # the next one goes home, too
 
 
 class Pool:
-    """`threads` - 1 threads, and the caller's own, that run steps of a table. One caller at a time."""
+    """`threads` - 1 threads, and the caller's own, that run steps of a table. One caller at a time.
+
+    An exception may come at any moment (Ctrl-C is one): then a thread has been started and not counted, or rung for and not
+    needed, and that is all. The gate opens and closes within one native call, which also lets in no more threads than there
+    is scratch memory for.
+    """
 
     def __init__(self, threads: int, most_steps: int):
         self.threads = threads
         self._most_steps = most_steps
-        self._start, self._finish, self._serve = (library.function(*f) for f in (("start", 6), ("finish", 1), ("serve", 1)))
+        self._run, self._serve = library.function("run_steps", 7), library.function("serve", 2)
         self._reset()
         _pools.add(self)
 
@@ -49,26 +52,27 @@ class Pool:
         skip = -memory.ctypes.data % LINE // 8
         self.words = memory[skip:]
         self._address = self.words.ctypes.data
-        self._started = self.threads == 1
+        self._others = 0  # threads that were started
         self._bell: queue.SimpleQueue = queue.SimpleQueue()
+        weakref.finalize(self, self._bell.put, False)
 
     def _start_threads(self) -> None:
-        for _ in range(self.threads - 1):
-            arguments = (self._serve, self.words, self._address, self._bell)
-            threading.Thread(target=_work, args=arguments, name="effnet_np", daemon=True).start()
-            self._bell.put(True)
-        weakref.finalize(self, _dismiss, self._bell, self.threads - 1)
-        self._started = True
+        """Start the threads that are missing. Where the system gives no more, those that there are do the work."""
+        arguments = (self._serve, self.words, self._address, self._bell)
+        try:
+            while self._others < self.threads - 1:
+                threading.Thread(target=_work, args=arguments, name="effnet_np", daemon=True).start()
+                self._others += 1
+        except (RuntimeError, MemoryError):
+            pass
 
     def __call__(self, rows: int, first: int, last: int, scratch: int, scratch_bytes: int) -> None:
-        """Run steps `first` to `last` of the table at address `rows`."""
-        if not self._started:
+        """Run steps `first` to `last` of the table at address `rows`; `scratch` has `scratch_bytes` for each of `threads`."""
+        if self._others < self.threads - 1:
             self._start_threads()
-        self._start(self._address, rows, first, last, scratch, scratch_bytes)
-        if self.threads > 1:
-            for _ in range(self.words[(JOB + 40) // 8]):
-                self._bell.put(True)
-        self._finish(self._address)
+        for _ in range(int(self.words[ASLEEP // 8]) - self._bell.qsize()):
+            self._bell.put(True)
+        self._run(self._address, rows, first, last, scratch, scratch_bytes, self.threads)
 
 
 def _after_fork() -> None:

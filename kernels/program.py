@@ -18,16 +18,16 @@ from numba import njit
 from effnet_np.kernels.native import caller, native
 from effnet_np.kernels.simd import get, load_int, store_int
 from effnet_np.kernels.sync import atomic_add, close_gate, enter, leave, open_gate, ticks, wait_until
-from effnet_np.kernels.table import ASLEEP, FUNCTION, JOB, LEFT, LINE, ROW_BYTES, STEPS, TASKS
+from effnet_np.kernels.table import ASLEEP, FUNCTION, JOB, LEFT, LINE, PLACES, ROW_BYTES, STEPS, TASKS
 
 call_kernel = caller(3)
 
 
 @njit
-def perform(words, thread, first_thread):
+def perform(words, member, first_member):
     """All steps of the job in `words`, together with the other threads that have entered."""
     rows, first, last = load_int(words + JOB), load_int(words + JOB + 8), load_int(words + JOB + 16)
-    scratch = load_int(words + JOB + 24) + thread * load_int(words + JOB + 32)
+    scratch = load_int(words + JOB + 24) + member * load_int(words + JOB + 32)
     for step in range(first, last):
         row = rows + step * ROW_BYTES
         function, tasks = get(row, FUNCTION), get(row, TASKS)
@@ -40,13 +40,16 @@ def perform(words, thread, first_thread):
             call_kernel(function, row, task, scratch)
             atomic_add(done, 1)
         wait_until(done, tasks)
-        if first_thread:
+        if first_member:
             store_int(done + 8, ticks())
 
 
-@native(6)
-def start(words, rows, first, last, scratch, scratch_bytes):
-    """Opens a run of steps `first` to `last` of the table at `rows`. Leaves the number of sleeping threads at JOB + 40."""
+@native(7)
+def run_steps(words, rows, first, last, scratch, scratch_bytes, places):
+    """Runs steps `first` to `last` of the table at `rows`, with as many other threads as come, at most `places` in all.
+
+    From opening the gate to closing it in one call: whatever Python raises, and whenever, the gate is shut.
+    """
     for step in range(first, last):
         store_int(words + STEPS + step * (2 * LINE), 0)
         store_int(words + STEPS + step * (2 * LINE) + LINE, 0)
@@ -56,28 +59,24 @@ def start(words, rows, first, last, scratch, scratch_bytes):
     store_int(words + JOB + 16, last)
     store_int(words + JOB + 24, scratch)
     store_int(words + JOB + 32, scratch_bytes)
-    store_int(words + JOB + 40, open_gate(words))
-
-
-@native(1)
-def finish(words):
-    """The work of the thread that started the run: all that the others do not, and closing the gate."""
+    store_int(words + PLACES, places)
     store_int(words + LEFT + 8, ticks())
-    run, thread = enter(words, 0)
-    perform(words, thread, True)
+    open_gate(words)
+    perform(words, 0, True)
     leave(words)
     close_gate(words)
 
 
-@native(1)
-def serve(words):
-    """The work of every other thread: run after run, until none has come for a while."""
+@native(2)
+def serve(words, woken):
+    """The work of every other thread, `woken` from sleep (1) or new (0): run after run, until none has come for a while."""
+    atomic_add(words + ASLEEP, -woken)
     last = 0
     while True:
-        run, thread = enter(words, last)
+        run, member = enter(words, last)
         if run < 0:
             atomic_add(words + ASLEEP, 1)
             return
-        perform(words, thread, False)
+        perform(words, member, False)
         leave(words)
         last = run

@@ -2,7 +2,8 @@
 
 The words that they share are listed in table.py. A thread may come late, or never (the machine is busy, the process has
 forked): nobody waits for it, since a step is over when its *tasks* are done, not when all threads have arrived. The
-thread that started a run closes its gate at the end, so a thread that comes later finds it shut and touches nothing.
+thread that starts a run is its first member, and closes the gate at its end, all in one native call: no exception of Python's
+can come between. A thread that comes later finds the gate shut, one too many finds no place, and both touch nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 
-from effnet_np.kernels.simd import I32, I64, Int, int64, staged, void
-from effnet_np.kernels.table import ASLEEP, GATE, LEFT, MEMBERS
+from effnet_np.kernels.simd import I32, I64, Int, int64, load_int, staged, void
+from effnet_np.kernels.table import GATE, LEFT, MEMBERS, PLACES
 from effnet_np.kernels.target import X86
 
 SPINS = 2000  # looks at a word before the core is offered to others: some 40 microseconds
@@ -89,9 +90,8 @@ def wait_until(address, goal):
 
 @njit
 def open_gate(words):
-    """Begins a run; nobody is inside. Gives the number of threads that sleep, and have to be woken by the caller."""
-    atomic_exchange(words + GATE, (atomic_load(words + GATE) // MEMBERS + 1) * MEMBERS)
-    return atomic_exchange(words + ASLEEP, 0)
+    """Begins a run, of which the caller is the first member; nobody else is inside."""
+    atomic_exchange(words + GATE, (atomic_load(words + GATE) // MEMBERS + 1) * MEMBERS + 1)
 
 
 @njit
@@ -101,7 +101,7 @@ def enter(words, last):
     while True:
         seen = atomic_load(words + GATE)
         run = seen // MEMBERS
-        if run % 2 == 1 and run != last:
+        if run % 2 == 1 and run != last and seen % MEMBERS < load_int(words + PLACES):
             if compare_exchange(words + GATE, seen, seen + 1) == seen:
                 return run, seen % MEMBERS
         elif looks < SPINS:

@@ -61,7 +61,8 @@ LINE = 64
 GATE = 0  # run number * MEMBERS + threads that have entered; even numbers are closed
 LEFT = LINE  # threads that have left; behind it, when the run began
 ASLEEP = 2 * LINE  # threads that have to be woken
-JOB = 3 * LINE  # the arguments of the run
+JOB = 3 * LINE  # the arguments of the run: rows, first step, last step, scratch, bytes of scratch for each member,
+PLACES = JOB + 40  # and how many members there is scratch for
 STEPS = 5 * LINE  # for each step a line with the next task to be handed out, and one with the tasks that are done, and when
 MEMBERS = 1 << 16
 

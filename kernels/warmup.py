@@ -24,7 +24,11 @@ def warmup(quiet: bool = False) -> int:
     end()
     for warning in caught:
         print(f"effnet-np: warning: {warning.message}", file=sys.stderr)
-    if not library.cache_file().is_file():
+    try:
+        kept = library.cache_file().is_file()
+    except OSError:  # no home folder: the warning said so
+        kept = False
+    if not kept:
         return 1
     _say(quiet, f"compiled in {time.perf_counter() - started:.0f} s, kept in {library.cache_file()}")
     return 0

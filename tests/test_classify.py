@@ -1,7 +1,13 @@
 """classify(): every kind of picture, batches, scores like HF's pipeline, and pictures that are none."""
 
+import functools
+import http.server
 import io
 import os
+import shutil
+import sys
+import threading
+import urllib.request
 import warnings
 import zlib
 
@@ -11,11 +17,11 @@ import pytest
 import transformers
 
 import effnet_np
-from effnet_np.classify import _kept, get_model
+from effnet_np.classify import find_class, get_model
 from effnet_np.image_io import load_image
 from effnet_np.image_processor import EfficientNetImageProcessor
 
-from helpers import CHELSEA, COFFEE, hf_model, tiny_config
+from helpers import CHELSEA, COFFEE, hf_model, pair, tiny_config
 
 RGB = np.asarray(PIL.Image.open(CHELSEA).convert("RGB"))
 
@@ -218,11 +224,171 @@ def test_top_k():
         ({"top_k": 0}, "top_k must be"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"function_to_apply": "max"}, "softmax, sigmoid, none"),
+        ({"threads": 0, "backend": "numba"}, "threads must be None or at least 1, got 0"),
+        ({"threads": 2, "backend": "numpy"}, "threads is for the compiled kernels"),
     ],
 )
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         effnet_np.classify(CHELSEA, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("top_k", 2.0), ("top_k", True), ("top_k", "5"), ("batch_size", 2.0), ("threads", 1.0)]
+)
+def test_counts_are_whole_numbers(name, value):
+    with pytest.raises(TypeError, match=rf"{name} must be .*a whole number of at least 1, got {value!r}"):
+        effnet_np.classify(CHELSEA, **{name: value})
+    if name == "top_k":
+        assert len(effnet_np.classify(CHELSEA, top_k=np.int64(2), backend="numpy")) == 2
+
+
+def test_each_label_has_its_index():
+    """ImageNet's "crane" is a bird, 134, and a machine, 517."""
+    everything = effnet_np.classify(CHELSEA, top_k=None, backend="numpy")
+    assert list(everything[0]) == ["label", "index", "score"]
+    assert (everything[0]["index"], everything[0]["label"]) == (282, "tiger cat")
+    assert sorted(p["index"] for p in everything if p["label"] == "crane") == [134, 517]
+    assert sorted(p["index"] for p in everything) == list(range(1000))
+
+
+def test_the_picture_of_a_list_that_failed_is_named(tmp_path):
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(CHELSEA.read_bytes()[:50_000])
+    for bad, error, message in (
+        ("no.jpg", FileNotFoundError, r"^images\[2\]: there is no picture no.jpg$"),
+        (cut, ValueError, r"^images\[2\]: .*cut.png is damaged or cut off"),
+        (b"", ValueError, r"^images\[2\]: the picture of 0 bytes is empty$"),
+        (42, TypeError, r"^images\[2\]: a picture must be"),
+        (tmp_path, IsADirectoryError, r"^images\[2\]: .* is a folder"),
+    ):
+        for batch_size in (1, 2, 8):
+            with pytest.raises(error, match=message) as caught:
+                effnet_np.classify([CHELSEA, COFFEE, bad], batch_size=batch_size, backend="numpy")
+        assert isinstance(caught.value.__cause__, error)
+
+
+def test_the_picture_that_the_network_cannot_take_is_named():
+    model = effnet_np.EfficientNetForImageClassification(tiny_config(), seed=0)
+    model.image_processor = EfficientNetImageProcessor(do_resize=False)
+    with pytest.raises(ValueError, match=r"^images\[1\]: .*too small"):
+        effnet_np.classify([RGB, RGB[:8, :8], RGB], model=model)
+
+
+def test_a_batch_for_which_memory_does_not_suffice_goes_one_by_one(monkeypatch):
+    model = pair(tiny_config())[1]
+    model.image_processor = EfficientNetImageProcessor(size=64)
+    expected = effnet_np.classify([CHELSEA, COFFEE], model=model, batch_size=1)
+    forward = model.forward
+
+    def small(pixel_values, **options):
+        if len(pixel_values) > 1:
+            raise MemoryError
+        return forward(pixel_values, **options)
+
+    monkeypatch.setattr(model, "forward", small)
+    assert effnet_np.classify([CHELSEA, COFFEE], model=model) == expected
+    monkeypatch.setattr(model, "forward", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError, match=r"images\[0\] \(.*chelsea.png\): there is not enough memory for it"):
+        effnet_np.classify([CHELSEA, COFFEE], model=model)
+
+
+def test_a_faults_own_kind_is_kept(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(sys.modules["effnet_np.classify"], "load_image", fail)
+    with pytest.raises(RuntimeError, match="^a fault of ours$"):
+        effnet_np.classify([CHELSEA])
+
+
+def test_threads():
+    one, two = (effnet_np.classify(CHELSEA, backend="numba", threads=threads) for threads in (1, 2))
+    assert one == two == effnet_np.classify(CHELSEA, backend="numba")
+    model = get_model("lite0")
+    with pytest.raises(ValueError, match=r"pass effnet_np.compile\(model, threads=...\)"):
+        effnet_np.classify(CHELSEA, model=model, threads=2)
+
+
+def test_an_image_processor_of_ones_own(tmp_path):
+    classify = functools.partial(effnet_np.classify, CHELSEA, backend="numpy")
+    model = pair(tiny_config())[1]
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r'classify\(..., image_processor="b0"\)'):
+        effnet_np.classify(CHELSEA, model=tmp_path)
+    model.image_processor = EfficientNetImageProcessor.preset("b0")
+    expected = classify(model=model)
+    for processor in ("b0", model.image_processor):
+        assert classify(model=tmp_path, image_processor=processor) == expected
+    other = EfficientNetImageProcessor(size=64)
+    assert classify(model=tmp_path, image_processor=other) != expected
+    assert classify(model=tmp_path, image_processor="b0") == expected
+    with pytest.raises(ValueError, match="does not say how"):
+        effnet_np.classify(CHELSEA, model=tmp_path)
+    with pytest.raises(TypeError, match="set model.image_processor of this one"):
+        effnet_np.classify(CHELSEA, model=model, image_processor="b0")
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        (281, 281),
+        (np.int64(5), 5),
+        ("281", 281),
+        ("tabby", 281),
+        (" Tabby, Tabby Cat ", 281),
+        ("Felis concolor", 286),
+        ("chow", 260),
+    ],
+)
+def test_classes_by_name(name, index):
+    assert find_class(get_model("lite0").config, name) == index
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("crane", "2 classes are called 'crane'; give the index: 134 crane; 517 crane"),
+        ("tigercat", "no class is called 'tigercat'; close to it: 282 tiger cat"),
+        ("", "no class is called ''"),
+        ("-1", "must lie between 0 and 999"),
+        (1000, "must lie between 0 and 999"),
+        (True, "must lie between 0 and 999"),
+        (1.0, "must lie between 0 and 999"),
+        (None, "must lie between 0 and 999"),
+    ],
+)
+def test_classes_that_there_are_not(name, message):
+    with pytest.raises(ValueError, match=message):
+        find_class(get_model("lite0").config, name)
+
+
+def test_labels_of_strangers_in_the_error():
+    config = tiny_config(num_labels=2)
+    config.id2label = {0: "cat\x1b[31m\n" + "x" * 2_000_000, 1: 7}
+    assert find_class(config, 1) == 1
+    with pytest.raises(ValueError, match=r"close to it: 0 cat\\x1b\[31m\\nx") as caught:
+        find_class(config, "cat")
+    assert len(str(caught.value)) < 200
+
+
+def test_pictures_from_an_open_address(tmp_path):
+    """What the error for an address recommends: urlopen gives a binary file object."""
+    shutil.copy(CHELSEA, tmp_path / "cat.png")
+    handler = functools.partial(QuietHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with opener.open(f"http://127.0.0.1:{server.server_port}/cat.png") as response:
+                assert effnet_np.classify(response, top_k=1)[0]["label"] == "tiger cat"
+        finally:
+            server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
 
 
 def test_unknown_options_are_refused():
@@ -265,7 +431,6 @@ def test_a_model_is_kept_until_its_files_change(tmp_path):
     hf_model(tiny_config(), seed=5).save_pretrained(tmp_path)
     assert get_model(tmp_path) is not first
     assert effnet_np.classify(CHELSEA, model=tmp_path) != before
-    assert len(_kept) == 1
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="holds none of model.safetensors"):
         effnet_np.classify(CHELSEA, model=tmp_path)
@@ -283,7 +448,7 @@ def test_a_model_object_needs_its_preprocessing(tmp_path):
         effnet_np.classify(CHELSEA, model=backbone)
     model.image_processor = None
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="does not say how its images are preprocessed: add its preprocessor_config.json"):
+    with pytest.raises(ValueError, match="does not say how its images are preprocessed: it has no preprocessor_config.json"):
         effnet_np.classify(CHELSEA, model=tmp_path)
 
 

@@ -1,17 +1,20 @@
 """compare: everything agrees with live PyTorch; planted mistakes are found in the right layer and named; NaN never passes."""
 
+import copy
 import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import effnet_np
-from effnet_np import Trace, compare, compare_with_torch, ops
+from effnet_np import Trace, compare, compare_with_torch, hints, ops
 from effnet_np.compare import Comparison, Row, trace_torch
+from effnet_np.hints import Case, diagnose, distance, mistakes
 from effnet_np.image_io import load_image
 
 from helpers import CHELSEA, COFFEE, pair, pixels, tiny_config
@@ -58,16 +61,9 @@ def plant():
 
 def altered(trace, **changes):
     """A trace with some entries replaced, or left out where the replacement is None: {name with "__" for ".": array}."""
-    copy = Trace()
-    copy._outputs = {name: trace[name] for name in trace}
-    for name, array in changes.items():
-        name = name.replace("__", ".")
-        assert name in copy._outputs
-        if array is None:
-            del copy._outputs[name]
-        else:
-            copy._outputs[name] = array
-    return copy
+    changes = {name.replace("__", "."): array for name, array in changes.items()}
+    assert set(changes) <= set(trace)
+    return Trace.of({name: array for name, array in {**trace, **changes}.items() if array is not None})
 
 
 def first(result, name, status="DIFF"):
@@ -83,12 +79,16 @@ def first(result, name, status="DIFF"):
 @FORCED
 def test_every_module_of_b0_is_ok(b0, forced):
     theirs, ours, image = b0
-    called = set()
-    hooks = [m.register_forward_hook(lambda *_, name=name: called.add(name)) for name, m in theirs.named_modules()]
+    called, ours_called = [], []
+    assert [name for name, _ in ours.named_modules()] == [name for name, _ in theirs.named_modules()]
+    hooks = [m.register_forward_hook(lambda *_, name=name: called.append(name)) for name, m in theirs.named_modules()]
+    hooks += [m.register_forward_hook(lambda *_, name=name: ours_called.append(name)) for name, m in ours.named_modules()]
     with torch.no_grad():
         theirs(torch.from_numpy(image))
+    ours(image)
     for hook in hooks:
         hook.remove()
+    assert ours_called == called, "the same modules, in the same order"
     result = compare_with_torch(ours, theirs, image, forced=forced)
     assert result.ok, str(result)
     assert result.first_divergence is None
@@ -100,6 +100,11 @@ def test_every_module_of_b0_is_ok(b0, forced):
     assert len(called) > 300
     assert {fields.get(name, name) for name in called} <= named
     assert all(row.status == "OK" and row.relative < 1e-5 and row.cosine > 0.999999 for row in result.rows)
+    live = trace_torch(theirs, image)
+    assert all(1e-2 < np.abs(array).max() < 1e3 for array in live.values()), "the reference does not live"
+    with Trace(ours) as trace:
+        ours(image)
+    assert {array.dtype.name for array in trace.values()} == {"float32"}
     assert max(row.relative for row in result.rows) > 0, "two different programs never agree to the last bit everywhere"
     assert str(result).startswith(f"OK: {len(result.rows)} layers agree")
 
@@ -199,13 +204,12 @@ def test_transposed_layout_in_a_port(b0, tmp_path, dump):
     theirs, ours, image = b0
     with Trace(ours) as trace:
         ours(image)
-    port = Trace()
+    port = dict(trace)
     for name, array in trace.items():
-        port._outputs[name] = array
         if array.ndim == 4 and name != "pixel_values":
             moved = np.ascontiguousarray(array.transpose(0, 2, 3, 1))
-            port._outputs[name] = moved if dump == "shape" else moved.reshape(array.shape)
-    port.save(tmp_path / "port", "npy")
+            port[name] = moved if dump == "shape" else moved.reshape(array.shape)
+    Trace.of(port).save(tmp_path / "port", "npy")
     result = compare(tmp_path / "port", theirs, pixel_values=image)
     first(result, "efficientnet.embeddings.padding", "SHAPE" if dump == "shape" else "DIFF")
     if dump == "shape":
@@ -239,9 +243,7 @@ def test_wrong_resize_filter(b0, picture):
         versions = [preprocessed(picture, preset, resample=resample) for resample in range(6)]
         for right in range(6):
             for wrong in set(range(6)) - {right}:
-                one = Trace(), Trace()
-                one[0]._outputs["pixel_values"], one[1]._outputs["pixel_values"] = versions[wrong], versions[right]
-                result = compare(*one)
+                result = compare(*(Trace.of({"pixel_values": versions[index]}) for index in (wrong, right)))
                 first(result, "pixel_values")
                 assert result.hints[0].startswith("wrong resize filter"), (right, wrong, result.hints)
     right, wrong = (preprocessed(picture, "b0", resample=resample) for resample in (0, 3))
@@ -273,9 +275,7 @@ def test_normalisation_done_twice(b0):
 
 
 def of_pixels(ours, theirs):
-    traces = Trace(), Trace()
-    traces[0]._outputs["pixel_values"], traces[1]._outputs["pixel_values"] = ours, theirs
-    return compare(*traces).hints
+    return compare(Trace.of({"pixel_values": ours}), Trace.of({"pixel_values": theirs})).hints
 
 
 def test_hints_for_pictures():
@@ -312,9 +312,7 @@ def test_no_hint_where_there_is_nothing_to_say():
     darker_at_the_left = right * np.linspace(0.8, 1.2, right.shape[3], dtype=np.float32)
     for wrong in (noise, right + noise, preprocessed(COFFEE, "b0"), right[..., ::-1], darker_at_the_left):
         assert of_pixels(wrong, right) == []
-        traces = Trace(), Trace()
-        traces[0]._outputs["features_norm"], traces[1]._outputs["features_norm"] = wrong, right
-        assert compare(*traces).hints == []
+        assert compare(Trace.of({"features_norm": wrong}), Trace.of({"features_norm": right})).hints == []
 
 
 SQUEEZE, EXPAND = f"{BLOCKS}.3.squeeze_excite", f"{BLOCKS}.3.expansion"
@@ -402,8 +400,7 @@ def test_hints_for_batch_norm(tiny, plant):
         ({"running_mean": np.zeros_like(bn.bias)}, "batch norm: the running mean is not subtracted"),
         ({"training": True}, "batch norm: the batch's own statistics are used (training mode)"),
     ):
-        kept = ("running_mean", "running_var", "num_batches_tracked")  # training writes into these arrays
-        before = {key: getattr(bn, key) for key in change} | {key: getattr(bn, key).copy() for key in kept if key not in change}
+        before = {key: copy.copy(getattr(bn, key)) for key in (*change, "running_mean", "running_var", "num_batches_tracked")}
         plant(bn, **change)
         result = compare_with_torch(ours, theirs, image, forced=True)
         plant(bn, **before)
@@ -432,6 +429,147 @@ def test_hints_from_outputs_alone(tiny, golden, plant):
     )
 
 
+# -- mistakes with matrices, gates and activations, made in the network -----------------------------------------------
+
+REDUCE, GATE = f"{SQUEEZE}.reduce", f"{SQUEEZE}.act_expand"
+
+
+def taken_for(weight, shape):
+    """The same numbers in the same order, taken for a matrix of the other shape, and turned."""
+    return np.ascontiguousarray(weight.reshape(shape).T).reshape(weight.shape)
+
+
+@FORCED
+@pytest.mark.parametrize("layer", [f"{EXPAND}.expand_conv", REDUCE, f"{SQUEEZE}.expand", "classifier"])
+@pytest.mark.parametrize("way", ["(C, O) for (O, C)", "the other way"])
+def test_hints_for_matrices_with_swapped_axes(tiny, plant, forced, layer, way):
+    theirs, ours, image = tiny
+    module = ours.get_submodule(layer)
+    o, c = module.weight.shape[:2]
+    if way == "(C, O) for (O, C)":
+        plant(module, weight=taken_for(module.weight, (c, o)))
+    else:
+        plant(module, weight=np.ascontiguousarray(module.weight.reshape(o, c).T).reshape(module.weight.shape))
+    result = compare_with_torch(ours, theirs, image, forced=forced)
+    first(result, layer)
+    assert len(result.hints) == 1, result.hints
+    words = {True: "linear: the axes of the weight matrix are swapped", False: "convolution: the "}[layer == "classifier"]
+    assert result.hints[0].startswith(words)
+    swapped, hwio = "axes of the weight matrix are swapped", "the weight was read in another order of axes"
+    assert (swapped if way == "(C, O) for (O, C)" or layer == "classifier" else hwio) in result.hints[0]
+
+
+@FORCED
+@pytest.mark.parametrize(
+    ("layer", "function", "hint"),
+    [
+        (GATE, lambda x: np.clip(x + 3, 0, 6) / np.float32(6), "activation: ours applies hard-sigmoid (relu6(x + 3) / 6), the"),
+        (GATE, lambda x: np.clip(x * np.float32(0.2) + np.float32(0.5), 0, 1), "activation: ours applies hard-sigmoid (0.2 x"),
+        (f"{EXPAND}.expand_act", lambda x: x * np.clip(x + 3, 0, 6) / np.float32(6), "activation: ours applies hard-swish"),
+    ],
+)
+def test_hints_for_hard_activations(tiny, plant, forced, layer, function, hint):
+    theirs, ours, image = tiny
+    plant(ours.get_submodule(layer), function=function)
+    result = compare_with_torch(ours, theirs, image, forced=forced)
+    first(result, layer)
+    assert [h.startswith(hint) for h in result.hints] == [True], result.hints
+
+
+@FORCED
+@pytest.mark.parametrize(
+    ("layer", "function", "hint"),
+    [
+        (f"{BLOCKS}.3.projection.project_bn", ops.relu, "activation: ours applies relu or relu6 after this layer, where the"),
+        (f"{BLOCKS}.3.projection.project_bn", ops.swish, "activation: ours applies swish after this layer, where the"),
+        (f"{BLOCKS}.2.projection.dropout", ops.relu, "activation: ours applies relu or relu6"),
+        (f"{BLOCKS}.2.projection", ops.relu, "activation: ours applies relu or relu6 after this layer, where the"),
+        (SQUEEZE, None, "squeeze-excite: the gate is left out, ours gives its input back"),
+    ],
+)
+def test_hints_for_what_is_applied_after_a_layer(tiny, plant, forced, layer, function, hint):
+    theirs, ours, image = tiny
+    module = ours.get_submodule(layer)
+    before = module.forward
+    plant(module, forward=(lambda *x: function(before(*x))) if function else (lambda x: x))
+    result = compare_with_torch(ours, theirs, image, forced=forced)
+    first(result, layer)
+    assert result.hints, str(result)
+    assert result.hints[0].startswith(hint), result.hints
+
+
+def test_hints_for_gates(tiny, golden, plant):
+    """Left out of the block, added where there is none, and added to where it should multiply."""
+    theirs, ours, image = tiny
+    projection = f"{BLOCKS}.3.projection.project_conv"
+    plant(ours.get_submodule(f"{BLOCKS}.3"), has_squeeze_excite=False)
+    result = compare(ours, golden)
+    first(result, projection)
+    assert result.hints == ["squeeze-excite: the gate is left out, the projection takes what the depthwise convolution gave"]
+    with Trace(ours, inputs=True, weights=True) as bare:
+        ours(image)
+    result = compare(golden, bare)
+    first(result, projection)
+    assert result.hints == ["squeeze-excite: ours has a gate where the reference has none"]
+    plant(ours.get_submodule(f"{BLOCKS}.3"), has_squeeze_excite=True)
+    plant(ours.get_submodule(SQUEEZE), forward=lambda x: x + golden[GATE])
+    result = compare(ours, golden)
+    first(result, SQUEEZE)
+    assert result.hints == ["squeeze-excite: the gate is added to the input, where the reference multiplies by it"]
+
+
+def test_a_port_that_writes_big_endian_numbers(golden, tmp_path):
+    golden.save(tmp_path / "mine", "bin")
+    name = f"{EXPAND}.expand_bn"
+    file = tmp_path / f"mine/output/{name}.bin"
+    numbers = np.fromfile(file, "<f4") * np.float32(1 + 1e-6)  # and is not equal to the last bit
+    numbers.astype(">f4").tofile(file)
+    result = compare(tmp_path / "mine", golden)
+    assert result.first_divergence.name == name
+    assert result.first_divergence.status in ("DIFF", "NAN")
+    assert result.hints == ["byte order: the numbers of ours are big-endian, they must be little-endian"]
+
+
+def test_every_mistake_of_the_table_is_found_where_it_is_made(golden):
+    """Walk through the table for each layer of a network: what a mistake gives is explained by its own sentence."""
+    said = set()
+    for name in golden:
+        inputs = golden.inputs.get(name, ())
+        keys = [key for key in golden.weights if key.rpartition(".")[0] == name]
+        weights = {key.rpartition(".")[2]: golden.weights[key] for key in keys}
+        case = Case(name, golden[name], golden[name], inputs, weights, 1e-5, np.inf, {}, golden)
+        with np.errstate(all="ignore"):
+            for mistake in mistakes(case):
+                ours = mistake.make()
+                error = distance(ours, case.theirs, case.theirs)
+                if error < 1e-3:
+                    continue  # no mistake, here: an eps of 1e-12 for one of 1e-8
+                hints, notes = diagnose(replace(case, ours=ours, error=error))
+                assert not notes, notes
+                alike = [other for other in mistakes(case) if distance(ours, other.make(), case.theirs) <= 1e-5]
+                assert set(hints) & {other.sentence for other in alike}, (name, mistake.sentence, hints)
+                assert mistake.sentence in hints or mistake.family, (name, mistake.sentence, hints)
+                said.add(mistake.sentence.partition(":")[0] + ":" + mistake.sentence.partition(":")[2][:24])
+    assert len(said) >= 30, said
+
+
+def test_a_rule_that_fails_costs_nothing_but_its_hint(golden, monkeypatch):
+    def broken(case):
+        raise ZeroDivisionError("by hand")
+
+    name = f"{EXPAND}.expand_bn"
+    monkeypatch.setattr(hints, "KINDS", (broken, *hints.KINDS))
+    wrong = altered(golden, **{name: np.maximum(golden[name], 0)})
+    result = compare(wrong, golden)
+    first(result, name)
+    assert "activation: ours applies relu" in result.hints[0]
+    assert result.notes == ["looking for the reason, a rule failed: ZeroDivisionError: by hand"]
+    monkeypatch.setattr(hints, "SECONDS", 0.0)
+    result = compare(wrong, golden)
+    first(result, name)
+    assert not result.hints, "the time was up before the first"
+
+
 # -- statuses, tolerance, order ---------------------------------------------------------------------------------------
 
 
@@ -454,7 +592,7 @@ def test_a_dump_without_order_is_read_in_the_others(golden, tmp_path):
 
 def test_errors_are_relative_to_the_reference(golden):
     name = f"{BLOCKS}.5"
-    for scale in (1e-20, 1.0, 1e20):
+    for scale in (1e-5, 1.0, 1e20):
         one = golden[name].astype(np.float64) * scale
         other = one + 3e-4 * np.abs(one).max() * (np.arange(one.size).reshape(one.shape) == 7)
         result = compare(altered(golden, **{name: other}), altered(golden, **{name: one}))
@@ -462,14 +600,27 @@ def test_errors_are_relative_to_the_reference(golden):
         assert result.first_divergence.relative == pytest.approx(3e-4, rel=1e-3)
         assert result.first_divergence.absolute == pytest.approx(3e-4 * np.abs(one).max(), rel=1e-3)
         assert compare(altered(golden, **{name: other}), altered(golden, **{name: one}), tolerance=1e-3).ok
-    zero = np.zeros_like(golden[name])
-    first(compare(altered(golden, **{name: zero + np.float32(1e-30)}), altered(golden, **{name: zero})), name)
-    result = compare(altered(golden, **{name: zero}), altered(golden, **{name: zero}))
-    assert result.ok
-    assert "1 layers of the reference are nearly zero everywhere" in result.notes[0]
-    for tolerance in (0, -1, float("nan")):
-        with pytest.raises(ValueError, match="tolerance must be above 0"):
+    for tolerance in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="tolerance must be above 0 and finite"):
             compare(golden, golden, tolerance=tolerance)
+    assert compare(golden, golden, tolerance=1e300).ok
+
+
+def test_layers_that_vanish_are_neither_right_nor_explained(golden):
+    """A reference that is nearly zero agrees with everything that is: a status of its own, and no hint where ours differs."""
+    name = f"{BLOCKS}.5"
+    zero = np.zeros_like(golden[name])
+    for ours in (zero, zero + np.float32(1e-30), golden[name] * np.float32(1e-8)):
+        for theirs in (zero, golden[name] * np.float32(1e-8)):
+            result = compare(altered(golden, **{name: ours}), altered(golden, **{name: theirs}))
+            assert not result.ok
+            assert result.first_divergence is None
+            assert not result.hints
+            assert {row.name for row in result.rows if row.status == "ZERO"} == {name}
+            assert f"1 of {len(golden)} layers are nearly zero (below 1e-06), which shows nothing, first {name}" in str(result)
+    result = compare(golden, altered(golden, **{name: golden[name] * np.float32(1e-8)}))
+    first(result, name)
+    assert not result.hints, "the reference times 1e8 would be a hint, and says nothing"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -518,6 +669,15 @@ def test_eps_in_real_weights_with_channels_that_never_fire(plant, forced):
     result = compare(ours, golden, forced=forced)
     first(result, name)
     assert result.hints == ["batch-norm eps too small: ours is this layer computed with eps 1e-05, the reference has 0.001"]
+
+
+def test_what_a_network_is_given_is_compared_where_both_have_it(golden):
+    """A port has no need to write its own input down; where it does, it counts."""
+    for ours, theirs in ((altered(golden, pixel_values=None), golden), (golden, altered(golden, pixel_values=None))):
+        result = compare(ours, theirs)
+        assert result.ok
+        assert len(result.rows) == len(golden) - 1
+    first(compare(altered(golden, pixel_values=golden["pixel_values"] * 2), golden), "pixel_values")
 
 
 def test_missing_layers_are_listed_and_are_not_ok(golden):
@@ -609,6 +769,7 @@ def test_torch_models_in_half_precision_and_with_layers_that_work_in_place():
             return self.relu(self.linear(x))
 
     image = np.array([[1.0, -2.0, 3.0]], np.float32)
+    torch.manual_seed(1)
     net = Net().eval()
     trace = trace_torch(net, image, inputs=True, weights=True)
     assert list(trace) == ["pixel_values", "linear", "relu", "output"]
@@ -688,6 +849,33 @@ def test_html_escapes_and_draws_the_extremes():
     assert "missing" in Comparison([Row("gone", "MISSING", None)], 1e-4).to_html()
 
 
+def test_names_from_strangers_change_nothing_on_a_terminal(tmp_path):
+    name = "a\x1b[2J\x1b]0;mine\x07\nOK: all\u202e\udcff"
+    ours, theirs = Trace.of({name: np.ones((1, 3))}), Trace.of({name: np.full((1, 3), 2.0)})
+    result = compare(ours, theirs)
+    result.rows[0].note = "\x9b31m"
+    shown = r"a\x1b[2J\x1b]0;mine\x07\nOK: all\u202e\udcff"
+    for text in (str(result), result.to_text(), result.to_html()):
+        assert shown in text
+        assert all(line.isprintable() for line in text.split("\n"))
+    assert json.loads(result.to_json())["layers"][0]["name"] == name
+    for ending in ("txt", "html", "json"):
+        result.save(tmp_path / f"r.{ending}")
+    (tmp_path / "t").mkdir()
+    np.save(tmp_path / "t" / "b\x1b[2Jc.npy", np.ones(3))
+    np.save(tmp_path / "t" / "d\x1b[2Jc.npy", np.array(["text"]))
+    done = run("compare", tmp_path / "t", tmp_path / "t")
+    assert done.returncode == 1
+    assert done.stderr.startswith("effnet-np: ")
+    assert r"d\x1b[2Jc.npy holds something else" in done.stderr
+    assert (done.stdout + done.stderr).replace("\n", "").isprintable()
+    (tmp_path / "t" / "d\x1b[2Jc.npy").unlink()
+    done = run("compare", tmp_path / "t", tmp_path / "t", "--all")
+    assert done.returncode == 0
+    assert r"b\x1b[2Jc  3 " in done.stdout
+    assert done.stdout.replace("\n", "").isprintable()
+
+
 def run(*arguments):
     command = [sys.executable, "-m", "effnet_np.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
@@ -707,7 +895,11 @@ def test_the_command(report, golden, tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["first_divergence"] == name
     assert f"first divergence: {name}" in (tmp_path / "report.html").read_text()
     assert len((tmp_path / "report.txt").read_text().splitlines()) > len(golden)
-    assert run("compare", tmp_path / "mine", tmp_path / "golden.h5", "--tolerance", "1e9").returncode == 0
+    assert run("compare", tmp_path / "mine", tmp_path / "golden.h5", "--tolerance", "1e9", *pages[:2]).returncode == 0
+    for tolerance in ("inf", "nan", "0"):
+        done = run("compare", tmp_path / "mine", tmp_path / "golden.h5", "--tolerance", tolerance)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == f"effnet-np: tolerance must be above 0 and finite, got {float(tolerance)}\n"
     done = run("compare", tmp_path / "mine", tmp_path / "golden.h5", "-o", tmp_path / "report.pdf")
     assert (done.returncode, done.stdout) == (1, "")
     assert "must end in .txt, .json, .html" in done.stderr

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import numpy as np
 import PIL.Image
@@ -112,13 +113,56 @@ def test_explain_takes_what_classify_takes(lite):
         effnet_np.explain(CHELSEA, lite, class_index=1000)
 
 
-def test_long_labels_are_cut_and_the_numbers_stay_clear(lite):
-    before = lite.config.id2label
-    lite.config.id2label = dict.fromkeys(range(1000), "a very long label, " * 20)
+def explained(model, label):
+    """The picture where every class has that label."""
+    before = model.config.id2label
+    model.config.id2label = dict.fromkeys(range(1000), label)
     try:
-        drawn = np.asarray(effnet_np.explain(CHELSEA, lite))
+        return np.asarray(effnet_np.explain(CHELSEA, model))
     finally:
-        lite.config.id2label = before
+        model.config.id2label = before
+
+
+def test_labels_of_any_length_and_kind(lite):
+    """What a stranger's config.json may hold; a quadratic cut took three minutes for 8,000 letters."""
+    long = explained(lite, "x" * 8_000)
+    began = time.perf_counter()
+    np.testing.assert_array_equal(explained(lite, "x" * 2_000_000), long)
+    assert time.perf_counter() - began < 20
+    np.testing.assert_array_equal(explained(lite, 42), explained(lite, "42"))
+    np.testing.assert_array_equal(explained(lite, "two\nlines"), explained(lite, "two\\nlines"))
+    np.testing.assert_array_equal(explained(lite, "red\x1b[31m\u202e"), explained(lite, "red\\x1b[31m\\u202e"))
+    assert (explained(lite, "") != long).any()
+
+
+def test_a_class_by_its_name(lite):
+    for name in ("tabby", "TABBY CAT", "281", 281, np.int64(281)):
+        np.testing.assert_array_equal(
+            np.asarray(effnet_np.explain(COFFEE, lite, class_index=name)), np.asarray(effnet_np.explain(COFFEE, lite, 5, 281))
+        )
+    with pytest.raises(ValueError, match="give the index: 134 crane; 517 crane"):
+        effnet_np.explain(CHELSEA, lite, class_index="crane")
+    with pytest.raises(TypeError, match=r"top_k must be a whole number of at least 1, got 2.0"):
+        effnet_np.explain(CHELSEA, lite, top_k=2.0)
+
+
+@pytest.mark.parametrize("shape", [(10, 10_000, 3), (10_000, 10, 3), (1, 60_000), (60_000, 1, 3), (7, 5_000)])
+@pytest.mark.parametrize("processor", ["b0", "lite0", "centre"])
+def test_extreme_shapes(shape, processor, lite):
+    """The network may see less than a pixel of what is drawn: then the frame is one pixel."""
+    centre = {"do_center_crop": True, "size": {"height": 300, "width": 3000}, "crop_size": 224}
+    preset = effnet_np.EfficientNetImageProcessor(**centre) if processor == "centre" else processor
+    model = lite if processor == "lite0" else effnet_np.EfficientNetForImageClassification(tiny_config(), seed=0)
+    if processor != "lite0":
+        model.image_processor = preset if processor == "centre" else effnet_np.EfficientNetImageProcessor.preset(preset)
+    array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    drawn = effnet_np.explain(array, model)
+    assert 900 < drawn.width < 1200
+    assert drawn.height < 1200
+
+
+def test_long_labels_are_cut_and_the_numbers_stay_clear(lite):
+    drawn = explained(lite, "a very long label, " * 20)
     assert (drawn[:, -20:] == 255).all()
     assert (drawn[:60, 552:584] == 255).all(), "the title of a panel stays above it"
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import effnet_np
 
@@ -115,3 +116,83 @@ def test_train_and_eval_reach_every_module(model):
     assert model.train() is model
     assert all(module.training for _, module in model.named_modules())
     assert not any(module.training for _, module in model.eval().named_modules())
+
+
+# -- as PyTorch's users call it ----------------------------------------------------------------------------------------
+
+
+def test_calls_that_change_nothing_here(model):
+    """What stands in every script for PyTorch, with torch's own objects."""
+    for same in (model.to("cpu"), model.to(torch.device("cpu")), model.to(device="cpu"), model.to("cpu:0"), model.cpu()):
+        assert same is model
+    assert model.to(model.device).to(model.dtype).to("cpu", torch.float32).eval() is model
+    assert model.to(torch.device("cpu"), non_blocking=True) is model
+    assert (model.dtype, model.device) == (np.float32, "cpu")
+    assert model.to(torch.float64).dtype == np.float64
+    assert model.float().dtype == np.float32
+    assert model.double().efficientnet.embeddings.batchnorm.running_var.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda model: model.cuda(), ValueError),
+        (lambda model: model.to("cuda"), ValueError),
+        (lambda model: model.to("cuda:0"), ValueError),
+        (lambda model: model.to(torch.device("mps")), ValueError),
+        (lambda model: model.to(0), ValueError),
+        (lambda model: model.half(), TypeError),
+        (lambda model: model.bfloat16(), TypeError),
+        (lambda model: model.to(np.zeros(3)), TypeError),
+        (lambda model: model.to(torch.bfloat16), TypeError),
+        (lambda model: model.to(dtype=np.int64), TypeError),
+        (lambda model: model.to("gpu"), TypeError),
+    ],
+)
+def test_another_device_or_dtype_is_one_sentence(call, error, model):
+    with pytest.raises(error, match="effnet_np is NumPy on the CPU") as caught:
+        call(model)
+    assert "\n" not in str(caught.value)
+    assert model.dtype == np.float32
+    with pytest.raises(TypeError, match=r"to\(\) has no option devise"):
+        model.to(devise="cpu")
+
+
+def test_parameters_are_counted_as_in_hf():
+    theirs, ours = pair(tiny_config())
+    assert ours.num_parameters() == theirs.num_parameters()
+    for options in ({"only_trainable": True}, {"exclude_embeddings": True}):
+        assert ours.num_parameters(**options) == theirs.num_parameters(**options)
+    assert sum(p.size for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    assert [type(m).__name__ for m in ours.modules()][:2] == [type(m).__name__ for m in theirs.modules()][:2]
+    assert len(list(ours.modules())) == len(list(theirs.modules()))
+    assert [type(m).__name__ for m in ours.children()] == ["EfficientNetModel", "Dropout", "Linear"]
+
+
+def test_a_batch_of_pixels_can_be_moved_to_the_cpu():
+    processor = effnet_np.EfficientNetImageProcessor(size=64)
+    image = np.random.default_rng(0).integers(0, 256, (70, 80, 3), np.uint8)
+    batch = processor(image, return_tensors="np")
+    assert batch.to("cpu") is batch
+    assert batch.to(torch.device("cpu"), torch.float64).pixel_values.dtype == np.float64
+    with pytest.raises(ValueError, match=r"without a GPU: leave out to\('cuda'\)"):
+        batch.to("cuda")
+    tensors = processor(image, return_tensors="pt").to("cpu", torch.float64)
+    assert tensors["pixel_values"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("preset", ["b0", "b7"])
+def test_the_tree_fits_a_screen(preset):
+    config = effnet_np.EfficientNetConfig.preset(preset, width_coefficient=0.125, hidden_dim=160)
+    model = effnet_np.EfficientNetForImageClassification(config, initialize=False)
+    lines = repr(model).splitlines()
+    assert 20 < len(lines) <= 40
+    assert max(map(len, lines)) < 110
+    blocks = len(config.blocks())
+    first = config.num_block_repeats[0] if preset == "b0" else 4
+    assert f"({first}-{blocks - 1}): {blocks - first} x EfficientNetBlock(" in repr(model)
+    block = repr(model.efficientnet.encoder.blocks[first])
+    assert "(expand_act): Activation(swish)" in block
+    assert "(depthwise_conv): Conv2d(weight=(48, 1, 3, 3), stride=2, groups=48, padding=(0, 0, 0, 0))" in block
+    assert "..." not in block
+    assert repr(model.classifier) == "Linear(weight=(1000, 160), bias=(1000,))"

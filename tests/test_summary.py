@@ -41,6 +41,36 @@ def test_rows_are_the_layers_of_the_model_with_their_real_shapes():
         assert rows[name].parameters == sum(own), name
 
 
+def test_settings_are_those_of_the_layers_that_run():
+    """Stride, padding (that of the layer before a stride of 2 included), groups, eps, and the activation that follows."""
+    for name, options in (("b0", {}), ("lite0", {}), ("b2", {"width_coefficient": 0.25, "hidden_dim": 320})):
+        config = effnet_np.EfficientNetConfig.preset(name, num_labels=5, **options)
+        model = effnet_np.EfficientNetForImageClassification(config, initialize=False)
+        rows = {row.name: row for row in effnet_np.summary(config, (3, 64, 64)).rows}
+        with effnet_np.Trace(model) as trace:
+            model(pixels(config, 1, 64, 64))
+        layers = list(trace.settings.values())
+        seen = set()
+        for before, layer, after in zip([None, *layers], layers, [*layers[1:], None], strict=False):
+            if layer.name not in rows:
+                continue
+            row = rows[layer.name]
+            seen.add(layer.name)
+            if layer.kind == "conv":
+                pad = before if before is not None and before.kind == "pad" else layer
+                kind = f"Conv2d {layer.kernel}x{layer.kernel}"
+                expected = (layer.stride, (pad.pad_before, pad.pad_after), layer.groups, kind)
+                assert (row.stride, row.padding, row.groups, row.layer.removesuffix(" depthwise")) == expected, layer
+            assert row.eps == layer.eps, layer
+            following = after.activation if after is not None and after.kind == "activation" else ""
+            assert row.activation == following, layer
+        assert seen | {"efficientnet.pooler"} == set(rows)
+    text = str(effnet_np.summary("b0"))
+    assert "stride padding groups    eps activation" in text.splitlines()[0]
+    assert len(set(map(len, text.splitlines()[:-2]))) == 1, "a table"
+    assert max(map(len, text.splitlines())) < 180
+
+
 def test_backbone_and_other_sizes_have_no_row_in_the_paper():
     config = effnet_np.EfficientNetConfig.preset("b0")
     backbone = effnet_np.summary(effnet_np.EfficientNetModel(config, initialize=False))

@@ -1,15 +1,21 @@
 """Traces: what is recorded, what is kept of it, what files give back, and that a program in C can read them."""
 
+import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import effnet_np
-from effnet_np import Trace
-from effnet_np.trace import FORMATS
+from effnet_np import Trace, trace_files
+from effnet_np.trace import enliven
+from effnet_np.trace_files import FORMATS
 
 from helpers import CHELSEA, pair, pixels, tiny_config
 
@@ -225,38 +231,38 @@ def test_what_is_damaged_or_lies_is_refused(model, image, tmp_path):
         fresh()
         edit(index, " 2 5 ", " 2 6 ")
         with pytest.raises(ValueError, match="classifier"):
-            Trace.load(folder)
+            dict(Trace.load(folder))
         fresh()
         file.unlink()
-        with pytest.raises(ValueError, match="which is not there"):
-            Trace.load(folder)
+        with pytest.raises(ValueError, match=f"classifier.{format} is not there"):
+            dict(Trace.load(folder))
         fresh()
         file.write_bytes(file.read_bytes()[:-9])
         with pytest.raises(ValueError, match="classifier"):
-            Trace.load(folder)
+            dict(Trace.load(folder))
         fresh()
         shutil.copy(file, tmp_path / f"outside.{format}")
         edit(index, f"output/classifier.{format}", f"../outside.{format}")
         with pytest.raises(ValueError, match="lies outside the folder"):
-            Trace.load(folder)
+            dict(Trace.load(folder))
         fresh()
         file.unlink()
         file.symlink_to(tmp_path / f"outside.{format}")
         with pytest.raises(ValueError, match="lies outside the folder"):
-            Trace.load(folder)
+            dict(Trace.load(folder))
         fresh()
         edit(index, " 2 2 5 ", f" 2 {10**12} {10**12} ")
         with pytest.raises(ValueError, match="classifier"):
-            Trace.load(folder)
+            dict(Trace.load(folder))
         for old, new in (("float32", "object"), ("output c", "virus c"), (" 2 2 5 ", " 3 2 5 "), (" 2 2 5 ", " 2 -2 5 ")):
             fresh()
             edit(index, old, new)
             with pytest.raises(ValueError, match="line 2 of the index"):
-                Trace.load(folder)
+                dict(Trace.load(folder))
         fresh()
         edit(index, "# effnet_np trace 1", "# something else")
         with pytest.raises(ValueError, match="must begin with '# effnet_np trace 1'"):
-            Trace.load(folder)
+            dict(Trace.load(folder))
 
 
 def test_what_is_no_trace_is_refused(model, tmp_path):
@@ -274,16 +280,16 @@ def test_what_is_no_trace_is_refused(model, tmp_path):
         Trace.load(tmp_path / "weights.h5")
     evil = np.array([{"code": 1}], dtype=object)
     np.savez(tmp_path / "pickle.npz", evil=evil, allow_pickle=True)
-    with pytest.raises(ValueError, match="pickle.npz cannot be read"):
+    with pytest.raises(ValueError, match="pickle.npz is damaged at evil: it holds something else than an array of"):
         Trace.load(tmp_path / "pickle.npz")
 
 
 # -- the command, and C -----------------------------------------------------------------------------------------------
 
 
-def run(*arguments):
+def run(*arguments, **options):
     command = [sys.executable, "-m", "effnet_np.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, **options)
 
 
 def test_the_command(tmp_path):
@@ -307,20 +313,343 @@ def test_the_command(tmp_path):
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 def test_a_program_in_c_reads_a_golden_folder(tmp_path):
-    """A depthwise layer of stride 1 and one of stride 2, recomputed in C from the recorded input and weights."""
+    """Convolutions of every kind, recomputed in C from the recorded input and weights; it reads nowhere where it must not."""
     program, golden = tmp_path / "read_golden", tmp_path / "golden"
     compile_it = ["cc", "-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, f"{ROOT}/read_golden.c", "-lm"]
-    subprocess.run(compile_it, check=True)
-    layers = ("--layers", "*.blocks.2.*", "--layers", "*.blocks.3.*")
-    done = run("trace", CHELSEA, "-o", golden, "--format", "bin", "--inputs", "--weights", *layers)
+    if subprocess.run([*compile_it, "-fsanitize=address,undefined"], capture_output=True).returncode:
+        subprocess.run(compile_it, check=True)  # a compiler without the watch over memory
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
+    done = run("trace", "--model", "b0", "--random", 0, "-o", golden, "--format", "bin", "--inputs", "--weights")
     assert done.returncode == 0, done.stderr
-    for block in (2, 3):
-        layer = f"efficientnet.encoder.blocks.{block}.depthwise_conv.depthwise_conv"
-        done = subprocess.run([program, golden, layer], capture_output=True, text=True)
+    blocks = "efficientnet.encoder.blocks"
+    for layer, size in (
+        (f"{blocks}.2.depthwise_conv.depthwise_conv", "144 x 56 x 56"),
+        (f"{blocks}.3.depthwise_conv.depthwise_conv", "144 x 28 x 28"),  # stride 2, 5 x 5
+        (f"{blocks}.3.expansion.expand_conv", "144 x 56 x 56"),  # 1 x 1, other channels in than out
+        (f"{blocks}.3.squeeze_excite.reduce", "6 x 1 x 1"),  # with a bias
+        ("efficientnet.embeddings.convolution", "32 x 112 x 112"),
+    ):
+        done = subprocess.run([program, golden, layer], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.startswith(f"{layer}: 144 x {(56, 28)[block - 2]} x")
+        assert done.stdout.startswith(f"{layer}: {size}, ")
         file = golden / f"output/{layer}.bin"
         numbers = np.fromfile(file, "<f4")
         numbers[len(numbers) // 2] += 0.01 * np.abs(numbers).max()
         numbers.tofile(file)
-        assert subprocess.run([program, golden, layer], capture_output=True).returncode == 1, "a wrong number passes"
+        assert subprocess.run([program, golden, layer], capture_output=True, env=environment).returncode == 1, "a wrong number"
+    for layer in (f"{blocks}.3.expansion.expand_bn", "nothing"):
+        done = subprocess.run([program, golden, layer], capture_output=True, text=True, env=environment)
+        assert done.returncode == 2
+        assert "is no convolution" in done.stderr or "cannot read" in done.stderr
+
+
+# -- what a port needs ------------------------------------------------------------------------------------------------
+
+
+def port_in_torch(golden, mine):
+    """Every layer of a golden folder computed again by a program that knows nothing but the files in it."""
+    import torch
+    import torch.nn.functional as F
+
+    lines = [line.split() for line in (golden / "index.txt").read_text().splitlines() if line[0] != "#"]
+    arrays = {}
+    for kind, name, dtype, _, rank, *rest in lines:
+        shape = tuple(map(int, rest[: int(rank)]))
+        arrays[kind, name] = torch.from_numpy(np.fromfile(golden / rest[-1], np.dtype(dtype).newbyteorder("<")).reshape(shape))
+    activations = {"swish": F.silu, "relu6": F.relu6, "sigmoid": torch.sigmoid}
+    layers = [line.split() for line in (golden / "layers.txt").read_text().splitlines() if line[0] != "#"]
+    made = {}
+    for name, kind, _, stride, before, after, groups, eps, activation in layers:
+        x, last = arrays["input", f"{name}.0"], made[next(reversed(made))] if made else None
+        weight = {key: arrays.get(("weight", f"{name}.{key}")) for key in ("weight", "bias", "running_mean", "running_var")}
+        before, after = int(before), int(after)
+        if kind in ("pad", "conv"):
+            x = F.pad(x, (before, after, before, after))
+        made[name] = {
+            "pad": lambda x=x: x,
+            "conv": lambda x=x, w=weight, s=stride, g=groups: F.conv2d(x, w["weight"], w["bias"], int(s), 0, 1, int(g)),
+            "batch_norm": lambda x=x, w=weight, e=eps: F.batch_norm(
+                x, w["running_mean"], w["running_var"], w["weight"], w["bias"], False, 0, float(e)
+            ),
+            "activation": lambda x=x, a=activation: activations[a](x),
+            "mean_pool": lambda x=x: x.mean((2, 3), keepdim=True),
+            "linear": lambda x=x, w=weight: F.linear(x, w["weight"], w["bias"]),
+            "dropout": lambda x=x: x,
+            "scale_channels": lambda x=x, n=name: x * made[f"{n}.act_expand"],
+            "add": lambda x=x, n=name: made[f"{n}.project_bn"] + x,
+            "module": lambda last=last: last,
+        }[kind]()
+    (mine / "output").mkdir(parents=True)
+    kept = ["# effnet_np trace 1"]
+    for line in lines:
+        if line[0] == "output" and line[1] in made:
+            made[line[1]].numpy().tofile(mine / line[-1])
+            kept.append(" ".join(line))
+    (mine / "index.txt").write_text("\n".join(kept) + "\n")
+    return made
+
+
+def test_the_readmes_commands_and_a_port(tmp_path):
+    """README's own command on the shell, a port from what it wrote, and the comparison, which ends with status 0."""
+    readme = (Path(ROOT).parent / "README.md").read_text()
+    (command,) = (line for line in readme.splitlines() if line.startswith("effnet-np trace photo.jpg -o golden"))
+    words = shlex.split(command)[2:]
+    words[0] = str(CHELSEA)
+    done = run("trace", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = port_in_torch(tmp_path / "golden", tmp_path / "mine")
+    assert len(made) > 10
+    assert "pixel_values" in Trace.load(tmp_path / "golden")
+    done = run("compare", "mine", "golden", "-o", "report.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith(f"OK: {len(made)} layers agree")
+
+
+def test_squeeze_excite_without_a_network(tmp_path):
+    """B0 with random weights that live, on an array of one's own: all of it, in C order, for a port of every kind of layer."""
+    pixels = np.random.default_rng(3).standard_normal((2, 3, 64, 48), np.float32)
+    np.save(tmp_path / "in.npy", pixels)
+    golden = tmp_path / "golden"
+    options = ("--model", "b0", "--random", 5, "--input", tmp_path / "in.npy", "--format", "bin", "--inputs", "--weights")
+    done = run("trace", *options, "-o", golden)
+    assert done.returncode == 0, done.stderr
+    trace = Trace.load(golden)
+    np.testing.assert_array_equal(trace["pixel_values"], pixels)
+    assert all(1e-2 < np.abs(array).max() < 1e3 for array in trace.values())
+    made = port_in_torch(golden, tmp_path / "mine")
+    kinds = {line.split()[1] for line in (golden / "layers.txt").read_text().splitlines() if line[0] != "#"}
+    assert kinds == {
+        "pad",
+        "conv",
+        "batch_norm",
+        "activation",
+        "mean_pool",
+        "linear",
+        "dropout",
+        "scale_channels",
+        "add",
+        "module",
+    }
+    assert len(made) == 310
+    result = effnet_np.compare(tmp_path / "mine", golden)
+    assert result.first_divergence is None, str(result)
+    several = {
+        "efficientnet.encoder.last_hidden_state",
+        "efficientnet.last_hidden_state",
+        "efficientnet.pooler_output",
+        "logits",
+    }
+    assert {row.name for row in result.rows if row.status == "MISSING"} <= several | {"efficientnet.encoder", "efficientnet"}
+    assert run("compare", tmp_path / "mine", golden).returncode == 1
+    assert run("compare", tmp_path / "mine", golden, "--allow-missing").returncode == 0
+    described = json.loads((golden / "config.json").read_text())
+    assert described["width_coefficient"] == 1.0
+    conv = next(row for row in described["layers"] if row["name"].endswith("blocks.1.depthwise_conv.depthwise_conv"))
+    assert (conv["kind"], conv["kernel"], conv["stride"], conv["groups"]) == ("conv", 3, 2, 96)
+    assert effnet_np.EfficientNetConfig.from_pretrained(golden).blocks() == effnet_np.EfficientNetConfig.preset("b0").blocks()
+    for wrong, words in (
+        (("--model", "b0"), "give a picture, --input FILE.npy, or --random SEED"),
+        ((CHELSEA, "--input", "x.npy"), "not both"),
+        (("--random", "0", "--input", tmp_path / "nothing.npy"), "nothing.npy is not there"),
+    ):
+        done = run("trace", *wrong, "-o", tmp_path / "no")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert words in done.stderr
+        assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("name", [f"b{n}" for n in range(8)])
+def test_activations_live_in_every_preset(name):
+    """At the full depth, in a width that is quick."""
+    config = effnet_np.EfficientNetConfig.preset(name, width_coefficient=0.25, hidden_dim=320, num_labels=10)
+    model = effnet_np.EfficientNetForImageClassification(config, initialize=False)
+    enliven(model, 1)
+    with Trace(model) as trace:
+        model(pixels(config, height=64))
+    assert all(1e-2 < array.std() < 1e2 for array in trace.values() if array.size >= 64)
+    other = effnet_np.EfficientNetForImageClassification(config, initialize=False)
+    enliven(other, 1)
+    np.testing.assert_array_equal(other.classifier.weight, model.classifier.weight)
+
+
+def test_whole_numbers_with_a_scale_and_halves(tmp_path):
+    """What a quantised port writes: int8 and uint8 with scale and zero point, float16; in .bin and .npy."""
+    rng = np.random.default_rng(0)
+    q8, u8, half = rng.integers(-128, 128, (1, 3, 4, 5)), rng.integers(0, 256, (2, 7)), rng.standard_normal((1, 4, 5, 3))
+    arrays = {"a": q8.astype(np.int8), "b": u8.astype(np.uint8), "c": half.astype(np.float16), "d": q8.astype(np.int16)}
+    (tmp_path / "t").mkdir()
+    for name, array in arrays.items():
+        array.tofile(tmp_path / f"t/{name}.bin")
+    np.save(tmp_path / "t/e.npy", arrays["a"])
+    lines = [
+        "# effnet_np trace 1",
+        "output a int8 NCHW 4 1 3 4 5 a.bin scale=0.25",
+        "output b uint8 NC 2 2 7 b.bin zero_point=128 scale=0.5",
+        "output c float16 NHWC 4 1 4 5 3 c.bin",
+        "output d int16 - 4 1 3 4 5 d.bin",
+        "output e int8 NCHW 4 1 3 4 5 e.npy scale=2",
+    ]
+    (tmp_path / "t/index.txt").write_text("\n".join(lines))
+    trace = Trace.load(tmp_path / "t")
+    np.testing.assert_array_equal(trace["a"], np.float32(0.25) * q8.astype(np.float32))
+    np.testing.assert_array_equal(trace["b"], (u8 - 128).astype(np.float32) / 2)
+    np.testing.assert_array_equal(trace["c"], half.astype(np.float16).transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(trace["d"], q8)
+    assert [trace[name].dtype.name for name in "abcde"] == ["float32", "float32", "float16", "int16", "float32"]
+    reference = Trace.of({"a": q8 * np.float32(0.25), "c": half.transpose(0, 3, 1, 2).astype(np.float32)})
+    assert effnet_np.compare(trace, reference, layers=["a", "c"], tolerance=1e-3).ok
+    for wrong in ("scale=nan", "scale=1e999", "scale", "zero_point=1.5", "offset=3", "scale=1 2"):
+        (tmp_path / "t/index.txt").write_text("\n".join([lines[0], f"output a int8 NCHW 4 1 3 4 5 a.bin {wrong}"]))
+        with pytest.raises(ValueError, match="line 2 of the index"):
+            Trace.load(tmp_path / "t")
+
+
+def test_big_endian_and_fortran_order_of_other_programs(tmp_path):
+    array = np.random.default_rng(0).standard_normal((2, 3, 4), np.float32)
+    (tmp_path / "t").mkdir()
+    np.save(tmp_path / "t/a.npy", array.astype(">f4"))
+    np.save(tmp_path / "t/b.npy", np.asfortranarray(array))
+    with open(tmp_path / "t/c.npy", "wb") as file:
+        np.lib.format.write_array(file, array, version=(2, 0))
+    trace = Trace.load(tmp_path / "t")
+    for name in "abc":
+        np.testing.assert_array_equal(trace[name], array)
+        assert trace[name].dtype == np.float32
+
+
+def test_the_limits_leave_room_for_b7(tmp_path):
+    """All its arrays, inputs and weights included; at a fraction of its width, as limits count arrays."""
+    config = effnet_np.EfficientNetConfig.preset("b7", width_coefficient=0.1, hidden_dim=128)
+    model = effnet_np.EfficientNetForImageClassification(config, initialize=False)
+    with Trace(model, inputs=True, weights=True) as trace:
+        model(pixels(config, height=32), output_hidden_states=True)
+    for name in ("b7.h5", "b7.npz"):
+        trace.save(tmp_path / name)
+        loaded = Trace.load(tmp_path / name)
+        assert len(loaded) == len(trace)
+        assert list(loaded.inputs) == list(trace.inputs)
+        assert list(loaded.weights) == list(trace.weights)
+    count = len(trace) + sum(map(len, trace.inputs.values())) + len(trace.weights)
+    largest = max(np.prod(row.output_shape) for row in effnet_np.summary("b7").rows) * 4
+    with zipfile.ZipFile(tmp_path / "b7.npz") as archive:
+        index = archive.getinfo("index.npy").file_size
+    assert 2 * count < trace_files.MAX_ARRAYS
+    assert 2 * index < trace_files.MAX_INDEX
+    assert 16 * largest < trace_files.MAX_ARRAY
+
+
+# -- whole or absent --------------------------------------------------------------------------------------------------
+
+FULL_DISK = """
+import json, os, resource, signal, sys
+from pathlib import Path
+import numpy as np
+from effnet_np import Trace, compare
+arrays = {"a": np.ones((1, 64, 64), np.float32), "b": np.zeros((3, 4096))}
+trace = Trace.of(arrays)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+base = Path(sys.argv[1])
+result = compare(trace, Trace.of({name: array + 1 for name, array in arrays.items()}))
+(base / "empty").mkdir()
+def files():
+    return {str(path): path.read_bytes() if path.is_file() else None for path in base.rglob("*")}
+for save, names in ((trace.save, ("t.h5", "t.npz")), (result.save, ("r.txt", "r.json", "r.html"))):
+    for name in names:
+        save(base / name)
+before, outcomes = files(), []
+for room in (0, 500, 3000, 20000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+    for save, name, *format in [
+        (trace.save, "t.h5"), (trace.save, "t.npz"), (trace.save, "new/folder", "npy"), (trace.save, "folder", "bin"),
+        (trace.save, "folder", "txt"), (trace.save, "empty", "npy"), (result.save, "r.json"), (result.save, "r.html"),
+    ]:
+        try:
+            save(base / name, *format)
+            outcome = "saved"
+        except OSError as error:
+            outcome = str(error)
+        outcomes.append([room, name, outcome, files() == before])
+print(json.dumps(outcomes))
+"""
+
+
+def test_a_full_disk(tmp_path):
+    """No more than some bytes fit into a file: an OSError, what was there is there, and no more. libhdf5 crashed here."""
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    outcomes = json.loads(done.stdout)
+    assert len(outcomes) == 32
+    for room, name, outcome, same in outcomes:
+        if outcome != "saved":
+            assert "File too large" in outcome, (room, name)
+            assert same, f"{name}, with room for {room} bytes: something changed or was left behind"
+        else:
+            assert (name, room) in (("r.json", 3000), ("r.json", 20000), ("r.html", 20000)), (room, name)
+
+
+def test_an_empty_folder_is_filled_and_a_new_one_appears_whole(full, tmp_path):
+    (tmp_path / "mount").mkdir()
+    inode = (tmp_path / "mount").stat().st_ino
+    full.save(tmp_path / "mount", "bin")
+    full.save(tmp_path / "a/b/c", "bin")
+    for folder in (tmp_path / "mount", tmp_path / "a/b/c"):
+        assert {path.name for path in folder.iterdir()} == {
+            "output",
+            "input",
+            "weight",
+            "index.txt",
+            "layers.txt",
+            "config.json",
+        }
+        assert len(Trace.load(folder)) == len(full)
+    assert (tmp_path / "mount").stat().st_ino == inode, "it could be a mount point"
+    assert {path.name for path in tmp_path.iterdir()} == {"mount", "a"}
+
+
+# -- forwards ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_forward_begins_where_it_begins(model, image):
+    """After one that failed in the middle; and with the input given by its name."""
+    with Trace(model) as trace:
+        block = model.get_submodule(BLOCK)
+        block.forward, before = None, list(trace)
+        with pytest.raises(TypeError):
+            model(image)
+        del block.forward
+        assert before == []
+        model(pixel_values=image[:1])
+    assert trace["pixel_values"].shape[0] == 1
+    assert all(array.shape[0] == 1 for array in trace.values())
+    block = model.get_submodule(f"{BLOCK}.expansion")
+    with Trace(model.efficientnet.embeddings) as trace:
+        model.efficientnet.embeddings(image)
+    assert list(trace) == ["pixel_values", "padding", "convolution", "batchnorm", "activation", "output"]
+
+
+def test_a_module_that_is_called_twice_does_not_begin_anew():
+    import torch
+
+    from effnet_np.compare import trace_torch
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relu, self.linear = torch.nn.ReLU(), torch.nn.Linear(3, 4)
+
+        def forward(self, x):
+            return self.relu(self.linear(self.relu(x)))
+
+    assert list(trace_torch(Net().eval(), np.ones((1, 3), np.float32))) == ["pixel_values", "relu", "linear", "output"]
+
+
+def test_a_trace_of_arrays(tmp_path):
+    array = np.arange(6.0).reshape(2, 3)
+    trace = Trace.of({"a": array, "b": 1.5}, {"a": (array,)}, {"a.weight": array})
+    assert list(trace) == ["a", "b"]
+    assert not trace["a"].flags.writeable
+    trace.save(tmp_path / "t.npz")
+    loaded = Trace.load(tmp_path / "t.npz")
+    np.testing.assert_array_equal(loaded.inputs["a"][0], array)
+    assert loaded["b"].shape == ()
+    assert repr(loaded) == repr(trace)

@@ -10,6 +10,8 @@ import PIL.Image
 import torch
 from safetensors.numpy import save
 
+from tests.fuzz import traces
+
 CORPUS = Path(__file__).parent.parent / "corpus"
 TENSORS = {
     "classifier.bias": np.arange(5, dtype=np.float32),
@@ -41,6 +43,7 @@ def h5(libver: str, **options) -> bytes:
 
 
 def main() -> None:
+    traces.corpus(put)
     from effnet_np import EfficientNetConfig, EfficientNetImageProcessor
 
     base = torch.arange(24, dtype=torch.float32)

@@ -1,5 +1,6 @@
 """How inputs are damaged: bytes anywhere, and the parts inside a format's checksums and lengths, so that the damage gets in."""
 
+import functools
 import io
 import json
 import pickletools
@@ -7,6 +8,8 @@ import random
 import struct
 import zipfile
 import zlib
+
+from tests.fuzz.traces import mutate_trace
 
 NUMBERS = [0, 1, 2, 7, 8, 127, 128, 255, 256, 1000, 32767, 32768, 65535, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
 NUMBERS += [1 << 40, (1 << 63) - 1, (1 << 64) - 1]
@@ -57,6 +60,8 @@ PICKLE_PARTS += [b"cposix\nsystem\n", b"ccollections\nOrderedDict\n", b"ctorch\n
 def mutate(data: bytes, kind: str, choose: random.Random, others: list[bytes]) -> bytes:
     """One damaged input from a valid file; now and then with a part of another one."""
     inside = {"torch": _torch, "safetensors": _safetensors, "json": _json, "pictures": _picture, "classify": _picture}.get(kind)
+    if kind in ("trace", "compare"):
+        inside = functools.partial(mutate_trace, damage=_bytes)
     if inside and choose.random() < 0.6:
         try:
             data = inside(data, choose, others)

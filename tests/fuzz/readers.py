@@ -10,6 +10,7 @@ from effnet_np.config_checks import MAX_WEIGHTS, num_weights
 from effnet_np.image_io import load_image
 from effnet_np.image_processor import EfficientNetImageProcessor
 from effnet_np.torch_file import TorchFile
+from tests.fuzz import traces
 
 MAX_PIXELS = 1_000_000
 FILE_ERRORS = (ValueError, TypeError, FileNotFoundError)
@@ -102,4 +103,6 @@ READERS = {
     "json": (json, True, "json"),
     "pictures": (pictures, False, "pictures"),
     "classify": (classify, False, "pictures"),
+    "trace": (traces.trace, True, "traces"),
+    "compare": (traces.compare, True, "traces"),
 }

@@ -1,0 +1,70 @@
+"""Two arrays, one row: how far a layer of ours is from the reference's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+NEARLY_ZERO = 1e-6  # a layer whose largest number is below this proves nothing
+PIECE = 1 << 20  # numbers at a time: float64 copies of a whole layer would take four times its memory
+
+
+@dataclass
+class Row:
+    """One layer. Errors are None where they cannot be computed; `relative` is of the reference's largest number."""
+
+    name: str
+    status: str  # OK, DIFF, SHAPE, MISSING, NAN, or ZERO: both sides vanish, so that nothing is shown
+    shape: tuple[int, ...] | None  # of the reference; of ours where the reference lacks the layer
+    absolute: float | None = None
+    relative: float | None = None
+    cosine: float | None = None
+    note: str = ""
+
+
+def measure(name: str, ours: np.ndarray | None, theirs: np.ndarray | None, tolerance: float) -> Row:
+    """Compare one layer. NaN and infinity come first: a comparison with NaN is never true, and so never an error either."""
+    if ours is None or theirs is None:
+        present = theirs if ours is None else ours
+        side = "ours" if ours is None else "the reference"
+        return Row(name, "MISSING", None if present is None else present.shape, note=f"{side} has no such layer")
+    if ours.shape != theirs.shape:
+        return Row(name, "SHAPE", theirs.shape, note=f"ours has shape {ours.shape}")
+    for side, array in (("ours", ours), ("the reference", theirs)):
+        note = _not_finite(array)
+        if note:
+            return Row(name, "NAN", theirs.shape, note=f"{side}: {note}")
+    a, b = ours.reshape(-1), theirs.reshape(-1)
+    absolute = scale = largest = product = square_a = square_b = 0.0
+    with np.errstate(all="ignore"):  # the squares of large numbers are infinite
+        for start in range(0, a.size, PIECE):
+            x, y = (array[start : start + PIECE].astype(np.float64) for array in (a, b))
+            absolute = max(absolute, float(np.abs(x - y).max()))
+            largest, scale = max(largest, float(np.abs(x).max())), max(scale, float(np.abs(y).max()))
+            product, square_a, square_b = product + float(x @ y), square_a + float(x @ x), square_b + float(y @ y)
+    relative = absolute / scale if scale else (0.0 if absolute == 0 else math.inf)
+    lengths = math.sqrt(square_a) * math.sqrt(square_b)
+    cosine = product / lengths if lengths else float(absolute == 0)
+    status = "OK" if relative <= tolerance else "DIFF"
+    if a.size and max(scale, largest) < NEARLY_ZERO:
+        status = "ZERO"
+    return Row(name, status, theirs.shape, absolute, relative, cosine)
+
+
+def nearly_zero(array: np.ndarray) -> bool:
+    return float(np.abs(array).max(initial=0)) < NEARLY_ZERO
+
+
+def _not_finite(array: np.ndarray) -> str:
+    if array.dtype.kind != "f":
+        return ""
+    flat = array.reshape(-1)
+    bad = [start + np.flatnonzero(~np.isfinite(flat[start : start + PIECE])) for start in range(0, flat.size, PIECE)]
+    count = sum(map(len, bad))
+    if not count:
+        return ""
+    first = next(int(indices[0]) for indices in bad if len(indices))
+    where = tuple(int(index) for index in np.unravel_index(first, array.shape))
+    return f"{count} of {array.size} numbers are NaN or infinite, the first at {where}"
