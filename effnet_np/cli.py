@@ -170,6 +170,10 @@ def _add_trace_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--layout", choices=("NCHW", "NHWC"), default="NCHW", help=layouts)
     command.add_argument("--inputs", action="store_true", help="each layer's inputs too, so that it can be tested alone")
     command.add_argument("--weights", action="store_true", help="the layers' weights too")
+    back = "the gradients too, of the loss with --label: of these layers' outputs and parameters, and of the pixels"
+    command.add_argument("--gradients", action="store_true", help=back)
+    right = "the class that the loss takes for the right one (default: the one with the highest score)"
+    command.add_argument("--label", metavar="CLASS", help=right)
     command.add_argument("--model", default="lite0", help=MODEL_HELP)
     drawn = "random weights that keep activations alive, for the network that MODEL is; without a picture, random pixels too"
     command.add_argument("--random", type=_seed, metavar="SEED", help=drawn)
@@ -459,11 +463,29 @@ def _trace(options: argparse.Namespace) -> int:
     model = _traced_model(options)
     pixel_values = _traced_input(options, model)
     with Trace(model, options.layers or "*", inputs=options.inputs, weights=options.weights) as trace:
-        model(pixel_values)
+        output = model(pixel_values)
+    if options.gradients:
+        trace.gradients = _traced_gradients(options, model, pixel_values, output.logits, trace.wants)
     trace.save(options.output, options.format, options.layout)
     counts = f"{len(trace)} outputs, {sum(map(len, trace.inputs.values()))} inputs, {len(trace.weights)} weights"
+    counts += f", {len(trace.gradients)} gradients" if options.gradients else ""
     print(f"{printable(options.output)}: {counts}")
     return 0
+
+
+def _traced_gradients(options: argparse.Namespace, model: Any, pixel_values: Any, logits: Any, wants: Any) -> dict[str, Any]:
+    """Of the loss, by name, the last layer's first; those of the layers that are asked for."""
+    import numpy as np
+
+    from effnet_np.classify import find_class
+    from effnet_np.training.backward import backward
+    from effnet_np.training.compare import in_backward_order
+
+    labels = logits.argmax(axis=1)
+    if options.label is not None:
+        labels = np.full(len(logits), find_class(model.config, options.label))
+    found = in_backward_order(backward(model, pixel_values, labels, activations="*"))
+    return {name: gradient for name, gradient in found.items() if wants(name) or wants(name.rpartition(".")[0])}
 
 
 def _traced_model(options: argparse.Namespace) -> Any:
