@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from test_backward import both
 
-from effnet_np import compare_with_torch
+from effnet_np import EfficientNetImageProcessor, Trace, compare_with_torch
+from effnet_np.cli import main
 from effnet_np.inspection.compare_gradients import compared, in_backward_order, torch_gradients
 
 from helpers import pixels, tiny_config
@@ -103,3 +104,26 @@ def test_modes_must_agree(case):
             compare_with_torch(ours, theirs, x, gradients=True, labels=labels)
     finally:
         theirs.dropout.p = 0.0
+
+
+@pytest.mark.parametrize("form", [("g.h5", []), ("g", ["--format", "npy", "--layout", "NHWC"])])
+def test_golden_gradients_in_the_files_of_a_trace(form, tmp_path, capsys):
+    """For who ports training: kind `gradient` in the index, PyTorch's numbers, weights' in its layout."""
+    name, more = form
+    config = tiny_config()
+    theirs, ours = both(config, np.float32)
+    ours.image_processor = EfficientNetImageProcessor(size=64)
+    ours.save_pretrained(tmp_path / "model")
+    x = pixels(config)
+    np.save(tmp_path / "x.npy", x)
+    command = ["trace", "--input", str(tmp_path / "x.npy"), "-o", str(tmp_path / name), "--model", str(tmp_path / "model")]
+    assert main([*command, *more, "--gradients", "--label", "3", "--layers", "*.blocks.3.*", "--layers", "pixel_values"]) == 0
+    assert " gradients" in capsys.readouterr().out
+    trace = Trace.load(tmp_path / name)
+    reference = in_backward_order(torch_gradients(theirs, x, np.array([3])))
+    assert "pixel_values" in trace.gradients
+    assert "efficientnet.encoder.blocks.3.projection.project_conv.weight" in trace.gradients
+    assert all(".blocks.3." in key or key == "pixel_values" for key in trace.gradients)
+    for key, gradient in trace.gradients.items():
+        assert gradient.shape == reference[key].shape
+        assert np.abs(gradient - reference[key]).max() <= 1e-4 * np.abs(reference[key]).max(), key

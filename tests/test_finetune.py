@@ -314,6 +314,11 @@ def test_what_is_refused_is_named_and_the_rest_goes_on(photos, tmp_path):
     assert "4 classes, 13 pictures to learn from, 6 to judge by" in text
     assert "torn.png is damaged or cut off" in text
     assert "alone has one picture, which is learnt from" in text
+    (folder / "al\x1b[31mone").mkdir()
+    (folder / "al\x1b[31mone" / "0.png").write_bytes(whole)
+    assert "\x1b" not in str(read_folder(folder))  # a name cannot colour the terminal
+    (folder / "al\x1b[31mone" / "0.png").unlink()
+    (folder / "al\x1b[31mone").rmdir()
     again, other = read_folder(folder, split=0.3), read_folder(folder, split=0.3, seed=1)
     assert again.val == dataset.val
     assert other.val != dataset.val

@@ -8,6 +8,7 @@ import sys
 import time
 
 from effnet_np.cli.common import MODEL_HELP, Commands
+from effnet_np.printable import printable
 from effnet_np.training.settings import Settings, Watcher
 
 DESCRIPTION = """Teach a network the classes of your own photographs: PHOTOS holds a folder of pictures for each class, or
@@ -83,7 +84,8 @@ def run(options: argparse.Namespace) -> int:
         bar.end()
     best = result.history["best"]
     print(f"{result.accuracy:.1%} of {len(result.dataset.val)} pictures right ({best['stage']}, epoch {best['epoch']})")
-    print(f"{options.output}: the model, history.json, curves.png. Now: effnet-np classify PICTURE --model {options.output}")
+    output = printable(options.output)
+    print(f"{output}: the model, history.json, curves.png. Now: effnet-np classify PICTURE --model {output}")
     return 1 if result.history["stopped"] else 0
 
 

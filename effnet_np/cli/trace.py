@@ -40,6 +40,10 @@ def add(commands: Commands) -> None:
     command.add_argument("--layout", choices=("NCHW", "NHWC"), default="NCHW", help=layouts)
     command.add_argument("--inputs", action="store_true", help="each layer's inputs too, so that it can be tested alone")
     command.add_argument("--weights", action="store_true", help="the layers' weights too")
+    back = "the gradients too, of the loss with --label: of these layers' outputs and parameters, and of the pixels"
+    command.add_argument("--gradients", action="store_true", help=back)
+    right = "the class that the loss takes for the right one (default: the one with the highest score)"
+    command.add_argument("--label", metavar="CLASS", help=right)
     command.add_argument("--model", default="lite0", help=MODEL_HELP)
     drawn = "random weights that keep activations alive, for the network that MODEL is; without a picture, random pixels too"
     command.add_argument("--random", type=seed, metavar="SEED", help=drawn)
@@ -57,9 +61,12 @@ def run(options: argparse.Namespace) -> int:
     model = _traced_model(options)
     pixel_values = _traced_input(options, model)
     with Trace(model, options.layers or "*", inputs=options.inputs, weights=options.weights) as trace:
-        model(pixel_values)
+        output = model(pixel_values)
+    if options.gradients:
+        trace.gradients = _traced_gradients(options, model, pixel_values, output.logits, trace.wants)
     trace.save(options.output, options.format, options.layout)
     counts = f"{len(trace)} outputs, {sum(map(len, trace.inputs.values()))} inputs, {len(trace.weights)} weights"
+    counts += f", {len(trace.gradients)} gradients" if options.gradients else ""
     print(f"{printable(options.output)}: {counts}")
     return 0
 
@@ -96,3 +103,18 @@ def _traced_input(options: argparse.Namespace, model: Any) -> Any:
         return load_npy(options.input)
     size = model.config.image_size
     return np.random.default_rng(options.random).standard_normal((1, model.config.num_channels, size, size), np.float32)
+
+
+def _traced_gradients(options: argparse.Namespace, model: Any, pixel_values: Any, logits: Any, wants: Any) -> dict[str, Any]:
+    """Of the loss, by name, the last layer's first; those of the layers that are asked for."""
+    import numpy as np
+
+    from effnet_np.inference.classify import find_class
+    from effnet_np.inspection.compare_gradients import in_backward_order
+    from effnet_np.training.backward import backward
+
+    labels = logits.argmax(axis=1)
+    if options.label is not None:
+        labels = np.full(len(logits), find_class(model.config, options.label))
+    found = in_backward_order(backward(model, pixel_values, labels, activations="*"))
+    return {name: gradient for name, gradient in found.items() if wants(name) or wants(name.rpartition(".")[0])}

@@ -139,17 +139,17 @@ def explain(
     top_k: int = 5,
     class_index: int | str | None = None,
     *,
-    image_processor: Any = None,
     method: str = "cam",
     layer: str | None = None,
+    image_processor: Any = None,
     max_pixels: int = MAX_PIXELS,
     **hub_options: Any,
 ) -> Image:
     """Draw a picture, where in it the evidence for a class lies, and bars of the first labels -> a PIL image (RGB).
 
     image, model, image_processor, max_pixels, hub_options: as `classify` takes them. class_index: the class to show, by index
-    or by name ("tabby"); None means the first. method, layer: how the evidence is found, "cam" or a gradient's, see `evidence`.
-    Only the part that the network sees is coloured. Raises as `classify` and `class_activation_map` do.
+    or by name ("tabby"); None means the first. method, layer: how the evidence is found, see `evidence`. Only the part that the
+    network sees is coloured. Raises as `classify` and `evidence` do.
     """
     check_count("top_k", top_k)
     model = get_model(model, image_processor, **hub_options)
@@ -247,7 +247,7 @@ def _draw_frame(draw: Any, edges: list[int]) -> None:
 
 
 def _draw_legend(canvas: Image, draw: Any, corner: tuple[int, int], width: int, heat: np.ndarray, legend: str, font) -> None:
-    """The colours from the least to the greatest number of the heat, and what they mean."""
+    """The colours from the least to the greatest number, and what these numbers are."""
     import PIL.Image
 
     left, top = corner

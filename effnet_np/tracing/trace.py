@@ -57,6 +57,7 @@ class Trace(Mapping[str, np.ndarray]):
         self.model, self.layers = model, (layers,) if isinstance(layers, str) else tuple(layers)
         self.inputs: Mapping[str, tuple[np.ndarray, ...]] = {}
         self.weights: Mapping[str, np.ndarray] = {}
+        self.gradients: Mapping[str, np.ndarray] = {}  # of outputs and parameters, by their names, the last layer's first
         self.settings: dict[str, Layer] = {}  # of each layer of ours that ran, in call order
         self._outputs: Mapping[str, np.ndarray] = {}
         self._keep_inputs, self._keep_weights = inputs, weights
@@ -141,7 +142,7 @@ class Trace(Mapping[str, np.ndarray]):
     @property
     def nbytes(self) -> int:
         """Bytes of all numbers; those of a trace from a file are in memory only while they are used."""
-        parts = (self._outputs, self.inputs, self.weights)
+        parts = (self._outputs, self.inputs, self.weights, self.gradients)
         return sum(part.nbytes if isinstance(part, Lazy) else _nbytes(tuple(part.values())) for part in parts)
 
     # -- files ----------------------------------------------------------------------------------------------------
@@ -167,6 +168,8 @@ class Trace(Mapping[str, np.ndarray]):
                 arrays["input", f"{layer}.{number}"] = lambda layer=layer, number=number: self.inputs[layer][number]  # type: ignore[misc]
         for key in self.weights:
             arrays["weight", key] = partial(self.weights.__getitem__, key)
+        for name in self.gradients:
+            arrays["gradient", name] = partial(self.gradients.__getitem__, name)
         entries = [describe_array(kind, name, read(), format, layout) for (kind, name), read in arrays.items()]
         save_trace(path, format, entries, lambda entry: arrays[entry.kind, entry.name](), self._documents())
 
@@ -208,13 +211,14 @@ class Trace(Mapping[str, np.ndarray]):
         """
         path = Path(path)
         stored = StoredTrace(path)
-        kinds: dict[str, list[Entry]] = {"output": [], "input": [], "weight": []}
+        kinds: dict[str, list[Entry]] = {"output": [], "input": [], "weight": [], "gradient": []}
         for entry in stored.entries:
             kinds[entry.kind].append(entry)
         trace = cls()
         trace.ordered = stored.ordered
         trace._outputs = _lazy(stored, kinds["output"])
         trace.weights = _lazy(stored, kinds["weight"])
+        trace.gradients = _lazy(stored, kinds["gradient"])
         layers: dict[str, dict[str, Entry]] = {}
         for entry in kinds["input"]:
             layer, _, number = entry.name.rpartition(".")

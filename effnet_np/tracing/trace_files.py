@@ -40,7 +40,7 @@ from effnet_np.printable import printable
 
 FORMATS = ("h5", "npz", "npy", "txt", "bin")
 LAYOUTS = ("NCHW", "NHWC")
-KINDS = ("output", "input", "weight")
+KINDS = ("output", "input", "weight", "gradient")
 DTYPES = ("float16", "float32", "float64", "int64", "int32", "int16", "int8", "uint8")
 H5_DTYPES = ("float16", "float32", "float64", "int64")
 INDEX_HEADER = "# effnet_np trace 1"
@@ -512,7 +512,8 @@ def describe_array(kind: str, name: str, array: np.ndarray, format: str, layout:
     if array.dtype.name not in dtypes or array.ndim > MAX_DIMENSIONS:
         wanted = f"{', '.join(dtypes)}, of at most {MAX_DIMENSIONS} dimensions"
         raise ValueError(f"{name} has dtype {array.dtype}, shape {array.shape}; a trace in format {format!r} holds {wanted}")
-    labels = {1: "O", 2: "OI", 4: "OIHW"} if kind == "weight" else {2: "NC", 4: layout}
+    of_weights = kind == "weight" or (kind == "gradient" and name.endswith((".weight", ".bias")))
+    labels = {1: "O", 2: "OI", 4: "OIHW"} if of_weights else {2: "NC", 4: layout}
     label = labels.get(array.ndim, "-")
     shape = arranged(array, label).shape
     place = f"{kind}/{name}" + ("" if format in ("h5", "npz") else f".{format}")

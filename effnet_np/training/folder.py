@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from effnet_np.images.io import MAX_PIXELS, SUFFIXES, load_image
+from effnet_np.printable import printable
 
 Example = tuple[Path, int]  # a picture, and its class's number
 
@@ -38,7 +39,7 @@ class Dataset:
         lines += [f"  ... and {len(self.classes) - len(shown)} more"] if len(shown) < len(self.classes) else []
         lines += [f"refused: {reason if path in reason else f'{path}: {reason}'}" for path, reason in self.refused[:20]]
         lines += [f"... and {len(self.refused) - 20} more"] if len(self.refused) > 20 else []
-        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+        return "\n".join(printable(line) for line in [*lines, *(f"note: {note}" for note in self.notes)])
 
     def fingerprint(self) -> list[list]:
         """What a run that goes on must find again: each picture's path in the folder, size in bytes and class."""
