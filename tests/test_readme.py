@@ -159,5 +159,21 @@ def test_links_lead_somewhere():
 
 def test_files_that_are_named_exist():
     root = Path(__file__).parent.parent
-    for name in re.findall(r"`(\w+\.py)`", README):
-        assert (root / "effnet_np" / name).is_file(), name
+    names = re.findall(r"`([\w/]+(?:\.py|\.c|/))`", README)
+    assert len(names) > 30
+    for name in names:
+        if name.split("/")[0] not in ("golden", "mine", "photos", "flowers"):  # what the commands on the page make
+            assert any((folder / name).exists() for folder in (root, root / "effnet_np")), name
+
+
+def test_the_house_has_all_its_rooms():
+    """Every file and every package of effnet_np stands in the tables of the chapter, and every folder beside it."""
+    root = Path(__file__).parent.parent
+    house = README.partition("\n## The house\n")[2].partition("\n## ")[0]
+    table = house.partition("\n| in `effnet_np/`")[2].partition("\n**")[0]
+    rooms = {path.name + "/" if path.is_dir() else path.name for path in (root / "effnet_np").iterdir()}
+    rooms |= {"kernels/", "weights/", "notebooks/", "tests/"}
+    rooms -= {"__init__.py", "__main__.py", "__pycache__/", "py.typed", "version.py"}
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", table))
+    assert rooms - named == set(), "which README's house does not name"
+    assert named - rooms - {"effnet_np/"} == set(), "which do not exist"
