@@ -3,7 +3,7 @@
 Takes photographs from a folder (and those below it), enlarges them to real sizes, writes them in all formats that are read,
 with EXIF (every orientation, stored so that they come out upright), and runs `classify` on each in a process of its own.
 Prints a row a photograph and a backend: megapixels, megabytes, the first label, whether the small original has the same one,
-wall seconds, and peak memory above the process with the model loaded. Not a test: nothing is asserted but that all are answered.
+wall seconds, and peak memory over the process with the model loaded. Not a test: nothing is asserted but that all are answered.
 """
 
 import argparse
@@ -43,7 +43,8 @@ FORMATS = [
 if "avif" in PIL.features.modules and PIL.features.check("avif"):
     FORMATS.append((".avif", "AVIF", {"speed": 10}))
 STORED = {  # what the camera does, so that the EXIF orientation makes it upright again
-    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270",
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90", 7: "TRANSVERSE",
+    8: "ROTATE_270",
 }  # fmt: skip
 
 
