@@ -39,6 +39,11 @@ def folder(tmp_path_factory):
     (folder / "notebooks").mkdir()
     (folder / "notebooks" / "images").symlink_to(IMAGES)
     PIL.Image.open(CHELSEA).convert("RGB").save(folder / "photo.jpg")
+    for label, name in (("cat", "chelsea"), ("cup", "coffee")):  # one's own classes
+        (folder / "photos" / label).mkdir(parents=True)
+        for shift in range(5):
+            part = PIL.Image.open(IMAGES / f"{name}.png").convert("RGB").crop((shift, shift, shift + 250, shift + 250))
+            part.save(folder / "photos" / label / f"{shift}.jpg")
     config = tiny_config(num_labels=1000, id2label=None)
     hf_model(config).save_pretrained(folder / "google" / "efficientnet-b0")
     effnet_np.EfficientNetImageProcessor(size=64).save_pretrained(folder / "google" / "efficientnet-b0")
