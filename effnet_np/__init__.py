@@ -2,7 +2,7 @@
 
 >>> import effnet_np
 >>> effnet_np.classify("cat.jpg")[0]  # doctest: +SKIP
-{'label': 'tiger cat', 'score': 0.385}
+{'label': 'tiger cat', 'index': 282, 'score': 0.385...}
 """
 
 from pathlib import Path

@@ -39,6 +39,11 @@ def folder(tmp_path_factory):
     (folder / "notebooks").mkdir()
     (folder / "notebooks" / "images").symlink_to(IMAGES)
     PIL.Image.open(CHELSEA).convert("RGB").save(folder / "photo.jpg")
+    for label, name in (("cat", "chelsea"), ("cup", "coffee")):  # one's own classes
+        (folder / "photos" / label).mkdir(parents=True)
+        for shift in range(5):
+            part = PIL.Image.open(IMAGES / f"{name}.png").convert("RGB").crop((shift, shift, shift + 250, shift + 250))
+            part.save(folder / "photos" / label / f"{shift}.jpg")
     config = tiny_config(num_labels=1000, id2label=None)
     hf_model(config).save_pretrained(folder / "google" / "efficientnet-b0")
     effnet_np.EfficientNetImageProcessor(size=64).save_pretrained(folder / "google" / "efficientnet-b0")
@@ -159,5 +164,21 @@ def test_links_lead_somewhere():
 
 def test_files_that_are_named_exist():
     root = Path(__file__).parent.parent
-    for name in re.findall(r"`(\w+\.py)`", README):
-        assert (root / "effnet_np" / name).is_file(), name
+    names = re.findall(r"`([\w/]+(?:\.py|\.c|/))`", README)
+    assert len(names) > 30
+    for name in names:
+        if name.split("/")[0] not in ("golden", "mine", "photos", "flowers"):  # what the commands on the page make
+            assert any((folder / name).exists() for folder in (root, root / "effnet_np")), name
+
+
+def test_the_house_has_all_its_rooms():
+    """Every file and every package of effnet_np stands in the tables of the chapter, and every folder beside it."""
+    root = Path(__file__).parent.parent
+    house = README.partition("\n## The house\n")[2].partition("\n## ")[0]
+    table = house.partition("\n| in `effnet_np/`")[2].partition("\n**")[0]
+    rooms = {path.name + "/" if path.is_dir() else path.name for path in (root / "effnet_np").iterdir()}
+    rooms |= {"kernels/", "weights/", "notebooks/", "tests/"}
+    rooms -= {"__init__.py", "__main__.py", "__pycache__/", "py.typed", "version.py"}
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", table))
+    assert rooms - named == set(), "which README's house does not name"
+    assert named - rooms - {"effnet_np/"} == set(), "which do not exist"

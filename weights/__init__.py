@@ -1,4 +1,4 @@
-"""Where weights come from: exporters, the manifest of published checkpoints, and ImageNet's labels."""
+"""Where weights come from: the manifest of published checkpoints, the names of other libraries, and ImageNet's labels."""
 
 from __future__ import annotations
 

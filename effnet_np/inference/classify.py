@@ -61,7 +61,7 @@ def classify(
 ) -> list[Prediction] | list[list[Prediction]]:
     """What is in a picture: [{"label": "tiger cat", "index": 282, "score": 0.39}, ...], the `top_k` highest scores.
 
-    images: a path, bytes, a binary file object, a PIL image or an array (see `image_io.load_image` for what each means), or a
+    images: a path, bytes, a binary file object, a PIL image or an array (see `images.io.load_image` for what each means), or a
     list of them (or an array (N, H, W, C)): then a list of such lists comes back, in order, `batch_size` images at a time.
     model: "lite0" (embedded), "b0".."b7" or another hub id, a folder or file, or a model that carries its `image_processor`.
     The scores are softmax probabilities, or sigmoid ones for one label and for multi-label models, or as
