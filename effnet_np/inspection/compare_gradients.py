@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from effnet_np.inspection.compare import Comparison, compare
+from effnet_np.inspection.measure import measure
+from effnet_np.inspection.report import Comparison
 from effnet_np.tracing.trace import INPUT, Trace
 from effnet_np.training.backward import Gradients, backward
 
@@ -46,7 +47,11 @@ def compared(
     tolerance: float = 1e-4,
 ) -> Comparison:
     """Two sets of gradients by name, each in the order of the way back -> Comparison; `theirs` is the reference."""
-    result = compare(_as_trace(ours, theirs), _as_trace(theirs, theirs), layers=layers, tolerance=tolerance)
+    wanted = Trace(layers=layers).wants
+    names = [name for name in theirs if wanted(name) or wanted(name.rpartition(".")[0])]
+    if not names:
+        raise ValueError(f"there is nothing to compare: the reference has no gradient that matches {layers!r}")
+    result = Comparison([measure(name, ours.get(name), theirs[name], tolerance) for name in names], tolerance)
     largest = max((float(np.abs(array).max()) for array in theirs.values() if array.size), default=0.0)
     for row in result.rows:
         rounding = row.status in ("DIFF", "ZERO") and np.abs(theirs[row.name]).max() <= NEARLY_NONE * largest
@@ -111,13 +116,6 @@ def torch_gradients(
     activations = numbers({name: kept[name].grad for name in reversed(kept)})
     loss = None if labels is None else output.loss.detach().cpu().numpy()
     return Gradients(loss, result.detach().cpu().numpy(), numbers(found), activations, tensor.grad.cpu().numpy())
-
-
-def _as_trace(arrays: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> Trace:
-    """A trace whose entries are gradients; what the reference does not have is left out."""
-    trace = Trace()
-    trace._outputs = {name: array for name, array in arrays.items() if name in reference}
-    return trace
 
 
 # -- why --------------------------------------------------------------------------------------------------------------
