@@ -1,7 +1,7 @@
 """The arena: one array of floats in which every map of the network has its place while an image goes through.
 
-A map lies in it as planes of (H, W, WIDTH), one plane for each WIDTH channels. Channels that only fill the last plane are zeros:
-their weights are zero, and every activation takes 0 to 0.
+A map lies in it as planes of (H, W, WIDTH), one plane for each WIDTH channels. Channels that only fill the last plane are
+zeros: their weights are zero, and every activation takes 0 to 0.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from typing import NamedTuple
 import numpy as np
 
 from effnet_np.kernels.activations import FUSED, fused
-from effnet_np.kernels.arena import FeatureMap, aligned
+from effnet_np.kernels.arena import FeatureMap
 from effnet_np.kernels.bands import depthwise_bands
 from effnet_np.kernels.kernel import function, kernel
 from effnet_np.kernels.product import Epilogue, Panel, Shape, map_at, pack_matrix, panel, panel_at, product, vector
@@ -376,9 +376,7 @@ def make_rows(step, share, ring, made, needed, ahead, scratch):
         target = Map(ring.address + slot * ring.row + max(window.pad, 0) * BYTES, ring.row, ring.plane)
         if step.producer == EXPAND:
             shape, matrix = Shape(2 * share.vectors, count, window.width), panel_at(step.expand, share.first_block)
-            product(
-                step.product, shape, map_at(source, 0, made * window.width), matrix, target, ahead, Epilogue(0, activation)
-            )
+            product(step.product, shape, map_at(source, 0, made * window.width), matrix, target, ahead, Epilogue(0, activation))
         elif step.producer == COPY:
             for v in range(share.vectors):
                 for i in range(count):
@@ -444,7 +442,7 @@ def depthwise(step, task, scratch):
     ring = Ring(sources + list_bytes(step.chunk, window), step.ring.slots, step.ring.row, step.ring.plane, step.ring.lead)
     zero(totals, TOTALS)
     zero_edges(ring, window, share.vectors)
-    ahead = ahead_of(step, step.expand, task)
+    ahead = ahead_of(step, step.expand, share, task)
 
     y, end = band_of(window.out_height, step.cut, share.band)
     made = max(0, y * window.stride - window.pad)

@@ -42,7 +42,7 @@ class Weights:
         return folded
 
     def add(self, name, size: int, bias_size: int, make: Callable) -> None:
-        """Room for a layer. `make()`, called once at the end: its packed weights, `size` floats, and its bias, at most `bias_size`."""
+        """Room for a layer. `make()`, called once at the end, gives its packed weights and its bias, at most so many floats."""
         self.offset[name] = self._size
         self._size += aligned(4 * size)
         self.offset[name, "bias"] = self._size

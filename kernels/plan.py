@@ -126,8 +126,5 @@ def sizes(config, height: int, width: int) -> list[tuple[int, int, int]]:
 def place(arena: Arena, shapes: list[tuple[int, int, int]], keep: bool, fused: bool) -> list[FeatureMap]:
     """A place for each of these maps: one of its own, or one of two, by turns. The first needs none if it is never stored."""
     bytes_of = [FeatureMap(0, *shape).bytes for shape in shapes]
-    if keep:
-        places = [arena.reserve(size) for size in bytes_of]
-    else:
-        places = [arena.reserve(max(bytes_of[fused:])) for _ in range(2)]
+    places = [arena.reserve(size) for size in (bytes_of if keep else [max(bytes_of[fused:])] * 2)]
     return [FeatureMap(places[i % len(places)].offset, *shape) for i, shape in enumerate(shapes)]

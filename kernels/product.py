@@ -38,8 +38,8 @@ from effnet_np.kernels.activations import FUSED, fused
 from effnet_np.kernels.kernel import function
 from effnet_np.kernels.record import Activation, Address, Count, Map
 from effnet_np.kernels.simd import int64, njit, splat, staged
-from effnet_np.kernels.tiling import Ahead, blocks_of, equal_tiles, group_edges, in_registers, second_pass, units_of
 from effnet_np.kernels.target import BYTES, HALVES, REGISTERS, UNIT, WIDTH
+from effnet_np.kernels.tiling import Ahead, blocks_of, equal_tiles, group_edges, in_registers, second_pass, units_of
 
 # The widths of a tile, in half registers, and how many positions' sums fit in the registers beside the weights.
 HEIGHTS = {6: 8, 4: 12, 2: 12} if REGISTERS == 32 else {6: 4, 4: 6, 2: 6}
@@ -111,7 +111,7 @@ def pack(weight: np.ndarray, rows: int, edges: list[int]) -> np.ndarray:
 
 
 def pack_matrix(weights, name, inputs: int, outputs: int, folded, rows: int | None = None, edges: list[int] | None = None):
-    """Adds a matrix to the packed weights (pack.py). `folded()`: its weight, which is reshaped to (outputs, inputs), and its bias."""
+    """Adds a matrix to the packed weights (pack.py). `folded()` gives its weight, of any shape (outputs, ...), and its bias."""
     rows, blocks = rows or units_of(inputs) * UNIT, blocks_of(outputs)
     edges = edges or group_edges(blocks)
 

@@ -139,16 +139,23 @@ class Step:
 
     def words(self, bases: dict[str, int], functions: dict[str, int], threads: int) -> np.ndarray:
         """The row of the table, (ROW_WORDS,) int64. bases: the addresses of "arena" and "weights"."""
+        numbers = [functions[self.kernel], self.cut.tasks, threads]
+
+        def add(part, kind):
+            for name, annotation in fields_of(kind):
+                value = None if part is None else getattr(part, name)
+                if is_group(annotation):
+                    add(value, annotation)
+                elif isinstance(value, At):
+                    numbers.append(bases[value.base] + value.offset)
+                elif isinstance(value, str):
+                    numbers.append(functions[value])
+                else:
+                    numbers.append(value if annotation is not Real else int(np.float32(value or 0.0).view(np.int32)))
+
+        add(self, type(self))
         row = np.zeros(ROW_WORDS, np.int64)
-        row[: len(HEADER)] = functions[self.kernel], self.cut.tasks, threads
-        for path, (index, annotation) in layout(type(self)).items():
-            value = functools.reduce(lambda part, name: part and getattr(part, name), path.split("."), self)
-            if isinstance(value, At):
-                row[index] = bases[value.base] + value.offset
-            elif annotation is Real:
-                row[index : index + 1].view(np.float32)[0] = value or 0.0
-            else:
-                row[index] = functions[value] if isinstance(value, str) else value or 0
+        row[: len(numbers)] = [number or 0 for number in numbers]
         return row
 
     def __post_init__(self):

@@ -345,7 +345,7 @@ def kind_of(annotation):
 
 @functools.cache
 def _vector_type():
-    """WIDTH float32 numbers in one register, as a type of Numba's; made known to it, operators included, when first asked for."""
+    """Numba's type for WIDTH float32 numbers in one register; made known to it, operators included, when first asked for."""
     from numba import types
     from numba.extending import models, overload, register_model
 

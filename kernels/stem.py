@@ -24,10 +24,10 @@ from effnet_np.kernels.activations import FUSED, fused
 from effnet_np.kernels.arena import FeatureMap
 from effnet_np.kernels.kernel import function, kernel
 from effnet_np.kernels.product import Shape, map_at, pack_matrix
-from effnet_np.kernels.record import Activation, Address, Bytes, Count, Cut, Function, Map, Step
+from effnet_np.kernels.record import Activation, Address, Bytes, Count, Function, Map, Step
 from effnet_np.kernels.simd import int64, load, load_scalar, njit, splat, staged, store, store_scalar, void
-from effnet_np.kernels.tiling import band_of, ceil_div, cut, equal_tiles, in_registers, second_pass, share_of
 from effnet_np.kernels.target import BYTES, REGISTERS, VECTORS, WIDTH
+from effnet_np.kernels.tiling import band_of, ceil_div, cut, equal_tiles, in_registers, second_pass, share_of
 
 HEIGHT = 8 if REGISTERS == 32 else 4  # positions of a tile
 ZERO = np.float32(0)

@@ -91,11 +91,10 @@ class Ahead(NamedTuple):
 
 
 @njit
-def ahead_of(step, panel, task):
+def ahead_of(step, panel, share, task):
     """The weights that this thread will probably need for its next task, if they are others than for this one."""
-    cut = step.cut
-    now, later = share_of(cut, task), share_of(cut, task + step.threads)
-    if later.group >= cut.groups or later.group == now.group:
+    later = share_of(step.cut, task + step.threads)
+    if later.group >= step.cut.groups or later.group == share.group:
         return Ahead(panel.weights, panel.weights)
     begins = panel.weights + later.first_block * (panel.units * UNIT * BYTES)
     return Ahead(begins, begins + later.vectors * (panel.units * UNIT * BYTES))
