@@ -32,14 +32,13 @@ def pack(state: dict[str, np.ndarray], config) -> Weights:
     return weights.finish()
 
 
-@dataclass
 class Net:
-    """What the plan of a step reads and writes beside its own arguments."""
+    """What the plan of a step reads beside its own arguments, and the arena that it takes its memory from."""
 
-    config: object
-    weights: Weights
-    arena: Arena
-    activation: Activation
+    def __init__(self, config, weights: Weights):
+        self.config, self.weights, self.arena = config, weights, Arena()
+        low, high = CLAMPS.get(config.hidden_act, (0.0, 0.0))
+        self.activation = Activation(CODES[config.hidden_act], low, high)
 
 
 @dataclass
@@ -74,9 +73,7 @@ class Plan:
 def plan(config, weights: Weights, height: int, width: int, keep_hidden: bool, keep_last: bool) -> Plan:
     """For an image of (height, width). keep_hidden: every block's output stays; keep_last: so does the last convolution's."""
     config.check_image_size(height, width)
-    code = CODES[config.hidden_act]
-    net = Net(config, weights, Arena(), Activation(code, *CLAMPS.get(config.hidden_act, (0.0, 0.0))))
-    specs = config.blocks()
+    net, specs = Net(config, weights), config.blocks()
     # Only block 0 reads the stem's output. If it does not expand it first, it makes it itself, row by row.
     fused = specs[0].expand_ratio == 1 and not keep_hidden
     maps = place(net.arena, sizes(config, height, width), keep_hidden, fused)
