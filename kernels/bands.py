@@ -38,8 +38,8 @@ def group_sizes(blocks: int) -> list[int]:
 
 
 @functools.lru_cache(maxsize=4096)
-def depthwise_bands(blocks: int, made: int, used: int, window) -> int:
-    """For an expansion and its depthwise convolution: `made` cycles an input vector, `used` an output vector."""
+def depthwise_bands(blocks: int, input_cycles: int, output_cycles: int, window) -> int:
+    """For an expansion and its depthwise convolution: for every register of input so many cycles, and of output."""
     sizes = group_sizes(blocks)
 
     def tasks_for(bands):
@@ -48,7 +48,7 @@ def depthwise_bands(blocks: int, made: int, used: int, window) -> int:
             y0, y1 = band * window.out_height // bands, (band + 1) * window.out_height // bands
             first = y0 * window.stride - window.pad
             rows_in = min(window.height, (y1 - 1) * window.stride - window.pad + window.kernel) - max(0, first)
-            cycles = rows_in * window.width * made + (y1 - y0) * window.out_width * used
+            cycles = rows_in * window.width * input_cycles + (y1 - y0) * window.out_width * output_cycles
             tasks += [size * cycles + 1000 for size in sizes]
         return tasks
 

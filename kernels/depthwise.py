@@ -4,25 +4,34 @@ Plain meaning, for one channel:
 
     out[y, x] = activation(sum over i, j of taps[i, j] * in[y * stride + i, x * stride + j] + shift)
 
-It has few multiplications (9% of B0's, 5% of B7's), but a plain loop runs them at a seventh of the core's speed, and its
+It has few multiplications (9% of B0's, 5% of B7's), but plain loops run them at a few hundredths of the core's speed, and its
 input, six times wider than anything else in the network, is the largest array there is.
 
-How it became fast:
+How it became fast. `python -m effnet_np.kernels.versions` runs every step of it; it printed, for one core of an AMD EPYC
+(Zen 5, AVX-512, a busy machine), for expansion and convolution together, GFLOP/s and the share of the core's peak:
+
+    size, channels, taps                  56, 24 to 144, 3x3   28, 40 to 240, 5x5   7, 192 to 1152, 5x5
+    v0 loops                                 8.2   (3%)           9.0   (3%)           24.9   (9%)
+    v1 a register of channels               74.9  (27%)          70.2  (25%)          135.7  (50%)
+    v2 a tile of 8 neighbouring outputs    172.1  (62%)         191.5  (69%)          218.2  (80%)
+    v3 expanded rows never go to memory    174.0  (63%)         189.4  (69%)          210.5  (77%)
+    v4 all rows of a ring in one call      179.9  (65%)         205.8  (75%)          232.0  (85%)
+    v5 the next weights and rows fetched   178.7  (65%)         201.5  (73%)          223.1  (82%)
 
 1. *A tile of 8 neighbouring outputs in registers*, for 16 channels at once. Each input is loaded once for a row of taps and
    serves all outputs that it belongs to: 60 loads for 200 multiply-adds with 5x5 taps, instead of 200. Kernel size and
-   stride are known when the tile is compiled. 25.7 cycles for an output of 25 taps, and 9.8 for one of 9.
+   stride are known when the tile is compiled.
 2. *Expanded activations never go to memory.* A task takes a group of up to 3 channel blocks and a band of rows. It makes some
-   rows of the expansion (pointwise.py) in a ring of rows in its scratch, which stays in the L2, and convolves them while
-   they are there. For the stem, which block 0 reads, it is the same.
-3. *All rows of a ring in one call*, each row's address in a list. With one call a row, rows of 7 outputs took 34 cycles an
-   output for 25 taps instead of 26, all of it on the way in and out; B0's 14x14 and 28x28 blocks got 3% faster. Rows above
-   and below the map are one row of zeros; the columns beside it are zeros in the ring, written once a task.
+   rows of the expansion (product.py) in a ring of rows in its scratch, which stays in the L2, and convolves them while
+   they are there. For the stem, which block 0 reads, it is the same. By itself it gains little in the run above: a row at a time,
+   each call's way in and out costs as much. With the next step it is 4% to 8%.
+3. *All rows of a ring in one call*, each row's address in a list. With one call a row, all the way in and out is paid for
+   each. Rows above and below the map are one row of zeros; the columns beside it are zeros in the ring, written once a task.
 4. *Squeeze-excite's first half on the way.* The outputs are added up while they are in registers, and the task multiplies
    its channels' sums with their part of the reducing layer's weights. What is left of it for the next step (squeeze_excite.py)
-   is to add one short vector for each task.
+   is to add one short vector for each task. v5 adds up, v4 does not.
 5. *Where the next row of results will be stored is fetched before*, for writing: 1% of B4's largest maps, which do not fit
-   in the L2.
+   in the L2 (measured on a Zen 4).
 
 What did not help: fetching more. One attempt asked for the rows that will be copied next, for residuals, and for lines
 about to be written as if they were to be read; B4 on two threads got 30% slower, probably through the last. A Winograd
@@ -116,7 +125,7 @@ class Depthwise(Step):
     source: Map | None  # what is copied or expanded
     inputs: Count  # its channels
     expand: Panel | None
-    stem: StemLayer | None
+    stem_layer: StemLayer | None
     channels: Count  # that are convolved
     window: Window
     taps: Taps
@@ -137,13 +146,13 @@ class Depthwise(Step):
     def flops(self):
         window, channels = self.window, self.channels
         pixels = window.height * window.width
-        made = stem_flops(self.stem, channels, pixels) if self.stem else 2 * self.inputs * channels * pixels
+        made = stem_flops(self.stem_layer, channels, pixels) if self.stem_layer else 2 * self.inputs * channels * pixels
         convolved = 2 * channels * window.kernel**2 * window.out_height * window.out_width
         return convolved + (made if self.producer != COPY else 0)
 
     @property
     def floats(self):
-        window, stem = self.window, self.stem
+        window, stem = self.window, self.stem_layer
         read = stem.height * stem.width * stem.channels if stem else self.inputs * window.height * window.width
         weights = self.channels * (window.kernel**2 + (self.inputs if self.producer == EXPAND else 0))
         return read + weights + self.channels * window.out_height * window.out_width
@@ -156,7 +165,7 @@ class Depthwise(Step):
     @property
     def scratch(self):
         vectors = ceil_div(self.cut.blocks, self.cut.groups)
-        stem = stem_scratch(self.stem) if self.stem else 0
+        stem = stem_scratch(self.stem_layer) if self.stem_layer else 0
         return TOTALS * BYTES + self.listed + vectors * self.ring.plane + stem
 
 
@@ -194,14 +203,14 @@ def pack(weights, spec) -> None:
     weights.add((spec.index, "depthwise"), blocks * WIDTH * spec.kernel_size**2, blocks * WIDTH, make)
 
 
-def plan(net, spec, source: FeatureMap, target: FeatureMap, stem: StemLayer | None = None) -> Depthwise:
-    """source: the block's input, or, with `stem`, the size of the map that the stem would have made."""
+def plan(net, spec, source: FeatureMap, target: FeatureMap, stem_layer: StemLayer | None = None) -> Depthwise:
+    """source: the block's input, or, with `stem_layer`, the size of the map that the stem would have made."""
     window = Window(spec.kernel_size, spec.stride, spec.padding[0], source.height, source.width, target.height, target.width)
-    producer = EXPAND if spec.expand_ratio != 1 else CONVOLVE if stem else COPY
-    # Cycles for a vector of input, and for one of output.
-    made = 10 + {EXPAND: units_of(spec.in_channels) * UNIT, CONVOLVE: 27, COPY: 0}[producer]
-    used = window.kernel**2 + 9
-    bands = depthwise_bands(target.blocks, made, used, window)
+    producer = EXPAND if spec.expand_ratio != 1 else CONVOLVE if stem_layer else COPY
+    # Cycles for a register of input, and for one of output.
+    input_cycles = 10 + {EXPAND: units_of(spec.in_channels) * UNIT, CONVOLVE: 27, COPY: 0}[producer]
+    output_cycles = window.kernel**2 + 9
+    bands = depthwise_bands(target.blocks, input_cycles, output_cycles, window)
     tasks = cut(target.blocks, bands, bands_first=False)
     chunk, ring = plan_ring(window, ceil_div(target.blocks, tasks.groups), ceil_div(window.out_height, bands))
     squeeze = None
@@ -213,10 +222,10 @@ def plan(net, spec, source: FeatureMap, target: FeatureMap, stem: StemLayer | No
     return Depthwise(
         cut=tasks,
         producer=producer,
-        source=None if stem else source.map,
+        source=None if stem_layer else source.map,
         inputs=spec.in_channels,
         expand=panel(net.weights, (spec.index, "expand"), spec.in_channels) if producer == EXPAND else None,
-        stem=stem,
+        stem_layer=stem_layer,
         channels=target.channels,
         window=window,
         taps=Taps(net.weights.at(name), net.weights.at((name, "bias")), window.kernel, window.stride),
@@ -387,7 +396,15 @@ def make_rows(step, share, ring, made, needed, ahead, scratch):
             for i in range(count):
                 row = map_at(target, 0, i * (ring.row // BYTES))
                 stem_row(
-                    step.stem_row, step.stem, made + i, window.width, share.first_block, share.vectors, scratch, row, activation
+                    step.stem_row,
+                    step.stem_layer,
+                    made + i,
+                    window.width,
+                    share.first_block,
+                    share.vectors,
+                    scratch,
+                    row,
+                    activation,
                 )
         made += count
 

@@ -18,6 +18,7 @@ from effnet_np.kernels.arena import Arena, FeatureMap
 from effnet_np.kernels.pack import Weights
 from effnet_np.kernels.record import Activation, Step, layout
 from effnet_np.kernels.table import CLAMPS, CODES
+from effnet_np.kernels.tiling import ceil_div
 
 
 def pack(state: dict[str, np.ndarray], config) -> Weights:
@@ -56,7 +57,7 @@ class Plan:
     @property
     def scratch_bytes(self) -> int:
         """Of each thread, in whole pages, and a page for reads that go a little further."""
-        return -(-max(step.scratch for step in self.steps) // 4096) * 4096 + 4096
+        return ceil_div(max(step.scratch for step in self.steps), 4096) * 4096 + 4096
 
     def bind(self, arena: int, weights: int, functions: dict[str, int], threads: int) -> np.ndarray:
         """The table of steps, (steps, ROW_WORDS) int64, for an arena and weights at those addresses."""
@@ -65,8 +66,7 @@ class Plan:
 
     def image_word(self, table: np.ndarray) -> np.ndarray:
         """The word of the table, (1,), where the address of the image has to be put."""
-        first = type(self.steps[0])
-        word, _ = layout(first)["layer.image" if first is stem.Stem else "stem.image"]
+        word, _ = layout(type(self.steps[0]))["stem_layer.image"]
         return table[0, word : word + 1]
 
 

@@ -4,25 +4,39 @@ Plain meaning, for the positions of a map as rows (M), the input channels (K) an
 
     C = activation(A @ B + bias)            # (M, K) @ (K, N) -> (M, N), then the residual or the activation
 
-How it became fast (one core of a Zen 4 EPYC, 3.7 GHz; a core multiplies and adds 16 numbers a cycle, 118 GFLOP/s):
+Expansion, projection, head and classifier are this product, each with what surrounds it, in files of their own.
+
+How it became fast. `python -m effnet_np.kernels.versions` runs every step of it; it printed, for one core of an AMD EPYC
+(Zen 5, AVX-512, a busy machine), GFLOP/s and the share of the core's peak, which is multiply-adds in registers:
+
+    M x K x N of                          784 x 40 x 240    49 x 1152 x 320   3136 x 144 x 24
+    v0 loops                                 6.4   (2%)         2.8   (1%)         6.2   (2%)
+    v1 a tile of sums in registers         221.2  (81%)       230.7  (85%)       194.5  (71%)
+    v2 tiles as equal as can be            225.3  (83%)       247.4  (91%)       195.7  (72%)
+    v3 channels in blocks                  219.1  (81%)       250.6  (92%)       182.0  (67%)
+    v4 half registers                      222.7  (82%)       248.9  (91%)       186.4  (68%)
+    v5 swish in registers                  234.0  (86%)       258.0  (95%)       187.2  (69%)
+    v6 the next weights fetched ahead      234.1  (86%)       263.2  (97%)       185.0  (68%)
+    NumPy (OpenBLAS), 512 x 512 x 512      126.2  (46%)
 
 1. *A tile of sums stays in registers* over all of K. A tile of 8 positions times 3 registers of 16 channels is 24 sums;
    each step of k loads 3 registers of weights and 8 numbers, and does 24 multiply-adds with them. Those are independent,
    so their latency of 4 cycles does not show. Written as "staged" Python (see simd.py), since no compiler finds this by
-   itself. 98% of the core's peak, where NumPy's OpenBLAS has 90%.
-2. *Tiles as equal as can be.* 14 positions are 7 + 7, not 8 + 6, and 49 are seven times seven; every height from 1 to 8
-   (12 for narrow tiles) is compiled. With one height and a slow path for the rest, 7x7 maps lose a third.
+   itself.
+2. *Tiles as equal as can be* (tiling.py). 14 positions are 7 + 7, not 8 + 6, and 49 are seven times seven; every height from
+   1 to 8 (12 for narrow tiles) is compiled. With one height and a slow path for the rest, 7x7 maps lose.
 3. *Channels in blocks.* A map is stored as planes of (H, W, 16), one for each 16 channels. The numbers that a tile needs
    next to each other lie next to each other, 64 bytes a position, at distances known when the tile is compiled, whatever
-   the number of channels. Rows of all channels (NHWC) would need a pointer for each of the 8 positions.
+   the number of channels. This product alone gains nothing by it, and on this core loses up to 7%. It is for half registers,
+   and for the convolutions that look at neighbours, which take 16 channels of a position in one load.
 4. *Half registers.* 24, 40 and 56 channels fill their last register half. A tile whose last register is half as wide
-   takes half the time there: B0's projections got 4% faster.
-5. *The epilogue in registers.* Bias, swish or the residual are applied before anything is stored, for 7 cycles a register
+   takes half the time there.
+5. *The epilogue in registers.* Bias, swish or the residual are applied before anything is stored, for few cycles a register
    of sums (activations.py), which overlap with the next tile's multiplications.
 6. *The next task's weights are fetched meanwhile.* B0 has 21 MB of weights and a core's L2 holds 1 MB, so each panel comes
    from further away, in a burst that no hardware prefetcher knows of in time. Each pair of k steps asks for one line of the
-   weights that this thread will probably need next: B0's 7x7 blocks got 8% faster. The next tile's inputs are asked for
-   in the same way: 0.5% of B4.
+   weights that this thread will probably need next: B0's 7x7 blocks got 8% faster (measured on a Zen 4). The next tile's
+   inputs are asked for in the same way: 0.5% of B4.
 
 What did not help: asking for one's own weights 1, 3 or 6 KB ahead (no difference: the burst is more than the memory can
 give in that time, so it has to begin earlier).

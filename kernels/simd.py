@@ -41,7 +41,7 @@ from llvmlite import ir
 from effnet_np.kernels.record import fields_of, is_real
 from effnet_np.kernels.target import AVX512, WIDTH
 
-I1, I8, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 VECTOR, INTEGERS = ir.VectorType(F32, WIDTH), ir.VectorType(I32, WIDTH)
 # What arguments and results may be, beside groups of numbers.
 void, int64, float32, float32xN = "void", "int64", "float32", f"float32x{WIDTH}"
@@ -285,19 +285,6 @@ class Code:
 
         return t, shifted - magic, scale
 
-    def sum(self, x):
-        """The sum of all lanes, a scalar, added in halves."""
-        lanes, value = WIDTH, x.value
-        while lanes > 1:
-            lanes //= 2
-            undefined = ir.Constant(value.type, ir.Undefined)
-            low = self.builder.shuffle_vector(value, undefined, ir.Constant(ir.VectorType(I32, lanes), list(range(lanes))))
-            high = self.builder.shuffle_vector(
-                value, undefined, ir.Constant(ir.VectorType(I32, lanes), list(range(lanes, 2 * lanes)))
-            )
-            value = self.builder.fadd(low, high)
-        return self.builder.extract_element(value, ir.Constant(I32, 0))
-
     # what happens when the program runs
 
     def variable(self, initial) -> Variable:
@@ -501,8 +488,3 @@ def fma(code, a, b, c):
 @staged(float32xN, float32xN, float32xN)
 def maximum(code, x, y):
     return code.maximum(x, y)
-
-
-@staged(float32, float32xN)
-def horizontal_sum(code, x):
-    return code.sum(x)

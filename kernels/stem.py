@@ -5,7 +5,7 @@ Plain meaning, with one row of zeros below the picture and one column right of i
     out[y, x, :] = activation(sum over c, i, j of picture[c, 2y + i, 2x + j] * weight[c, i, j, :] + bias)
 
 It is a matrix product with 27 inputs for a position (3 colours), which lie 2 numbers apart for neighbouring positions. So it is
-done as one, with a tile of 8 positions times up to 3 registers of channels (as in pointwise.py), straight from the
+done as one, with a tile of 8 positions times up to 3 registers of channels (as in product.py), straight from the
 picture's own NCHW layout: nothing is unfolded. The three rows of each colour that an output row needs are copied to the
 thread's scratch first, 3% of the work, so that the zeros at the edges need no case of their own.
 
@@ -49,7 +49,7 @@ class StemLayer(NamedTuple):
 class Stem(Step):
     """The stem as a step of its own. A task: a band of rows of a group of channel blocks."""
 
-    layer: StemLayer
+    stem_layer: StemLayer
     channels: Count  # of the output, (H, W):
     height: Count
     width: Count
@@ -59,16 +59,16 @@ class Stem(Step):
 
     @property
     def flops(self):
-        return stem_flops(self.layer, self.channels, self.height * self.width)
+        return stem_flops(self.stem_layer, self.channels, self.height * self.width)
 
     @property
     def floats(self):
-        picture = self.layer.channels * self.layer.height * self.layer.width
+        picture = self.stem_layer.channels * self.stem_layer.height * self.stem_layer.width
         return picture + self.channels * self.height * self.width
 
     @property
     def scratch(self):
-        return stem_scratch(self.layer)
+        return stem_scratch(self.stem_layer)
 
 
 # -- planning ----------------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def stem_layer(net, height: int, width: int) -> StemLayer:
 def plan(net, layer: StemLayer, target: FeatureMap) -> Stem:
     return Stem(
         cut=cut(target.blocks, min(target.height, 16), bands_first=False),
-        layer=layer,
+        stem_layer=layer,
         channels=target.channels,
         height=target.height,
         width=target.width,
@@ -179,4 +179,6 @@ def stem(step, task, scratch):
     first, last = band_of(step.height, step.cut, share.band)
     for y in range(first, last):
         target = map_at(step.target, share.first_block, y * step.width)
-        stem_row(step.stem_row, step.layer, y, step.width, share.first_block, share.vectors, scratch, target, step.activation)
+        stem_row(
+            step.stem_row, step.stem_layer, y, step.width, share.first_block, share.vectors, scratch, target, step.activation
+        )

@@ -88,9 +88,7 @@ def run_kernel(lab, step, given, threads, image=None):
     bases = {"arena": arena[skip:].ctypes.data, "weights": lab.weights.address}
     table = step.words(bases, library.addresses(), threads)[None].copy()
     if image is not None:
-        table[0, next(layout(type(step))[path][0] for path in ("layer.image", "stem.image") if path in layout(type(step)))] = (
-            image.ctypes.data
-        )
+        table[0, layout(type(step))["stem_layer.image"][0]] = image.ctypes.data
     address = -(-scratch.ctypes.data // ALIGN) * ALIGN
     Pool(threads, 1)(table.ctypes.data, 0, 1, address, 2**20)
     return lambda where: part(where).transpose(0, 3, 1, 2).reshape(-1, where.height, where.width)[: where.channels].copy()
@@ -192,9 +190,7 @@ def test_project(outputs):
         x, gate, other = lab.normal(144, height, width), ops.sigmoid(lab.normal(144, 1, 1)), lab.normal(outputs, height, width)
         source, target, added, gates = (lab.map(*a.shape) for a in (x, other, other, gate))
         reference = lab.conv(x * gate if gated else x, name + "conv", name + "bn") + (other if residual else 0)
-        step = project.plan(
-            lab, lab.spec, source, target, added if residual else None, gates.map.address if gated else None
-        )
+        step = project.plan(lab, lab.spec, source, target, added if residual else None, gates.map.address if gated else None)
         check_kernel(lab, step, [(source, lab.inner * x), (added, other), (gates, gate)], [(target, reference)], tolerance=1e-4)
 
 
