@@ -23,8 +23,8 @@ How it became fast. `python -m effnet_np.kernels.versions` runs every step of it
    stride are known when the tile is compiled.
 2. *Expanded activations never go to memory.* A task takes a group of up to 3 channel blocks and a band of rows. It makes some
    rows of the expansion (product.py) in a ring of rows in its scratch, which stays in the L2, and convolves them while
-   they are there. For the stem, which block 0 reads, it is the same. By itself it gains little in the run above: a row at a time,
-   each call's way in and out costs as much. With the next step it is 4% to 8%.
+   they are there. For the stem, which block 0 reads, it is the same. By itself it gains little in the run above: with
+   a row at a time, each call's way in and out costs as much. With the next step it is 4% to 8%.
 3. *All rows of a ring in one call*, each row's address in a list. With one call a row, all the way in and out is paid for
    each. Rows above and below the map are one row of zeros; the columns beside it are zeros in the ring, written once a task.
 4. *Squeeze-excite's first half on the way.* The outputs are added up while they are in registers, and the task multiplies

@@ -27,7 +27,7 @@ from effnet_np.kernels.product import Shape, map_at, pack_matrix
 from effnet_np.kernels.record import Activation, Address, Bytes, Count, Function, Map, Step
 from effnet_np.kernels.simd import int64, load, load_scalar, njit, splat, staged, store, store_scalar, void
 from effnet_np.kernels.target import BYTES, REGISTERS, VECTORS, WIDTH
-from effnet_np.kernels.tiling import band_of, ceil_div, cut, equal_tiles, in_registers, second_pass, share_of
+from effnet_np.kernels.tiling import Share, band_of, ceil_div, cut, equal_tiles, in_registers, second_pass, share_of
 
 HEIGHT = 8 if REGISTERS == 32 else 4  # positions of a tile
 ZERO = np.float32(0)
@@ -157,20 +157,20 @@ def copy_rows(layer, y, target):
                 store_scalar(to + 4 * x, ZERO)
 
 
-@function(StemLayer, int64, int64, int64, int64, int64, Map, Activation)
-def stem_row(layer, y, pixels, first_block, vectors, scratch, target, activation):
-    """Row y of the stem's output, for `vectors` blocks of channels from `first_block` on."""
+@function(StemLayer, int64, int64, Share, int64, Map, Activation)
+def stem_row(layer, y, pixels, share, scratch, target, activation):
+    """Row y of the stem's output, for the blocks of channels of this task's share."""
     copy_rows(layer, y, scratch)
     rows = Map(scratch, layer.row, 3 * layer.row)
-    weights, bias = layer.weights + first_block * (layer.channels * 9 * BYTES), layer.bias + first_block * BYTES
+    weights, bias = layer.weights + share.first_block * (layer.channels * 9 * BYTES), layer.bias + share.first_block * BYTES
     here = StemLayer(layer.image, layer.channels, layer.height, layer.width, layer.row, weights, bias)
     now = in_registers(activation)
     for size, count, first in equal_tiles(pixels, HEIGHT):
         if count > 0:
             window = Map(rows.address + first * 8, rows.row, rows.plane)
-            _tiles(Shape(2 * vectors, 1, size), count, window, here, map_at(target, 0, first), now)
+            _tiles(Shape(2 * share.vectors, 1, size), count, window, here, map_at(target, 0, first), now)
     if now.code != activation.code:
-        second_pass(activation, target, vectors, 1, pixels, splat(ZERO))
+        second_pass(activation, target, share.vectors, 1, pixels, splat(ZERO))
 
 
 @kernel(Stem)
@@ -179,6 +179,4 @@ def stem(step, task, scratch):
     first, last = band_of(step.height, step.cut, share.band)
     for y in range(first, last):
         target = map_at(step.target, share.first_block, y * step.width)
-        stem_row(
-            step.stem_row, step.stem_layer, y, step.width, share.first_block, share.vectors, scratch, target, step.activation
-        )
+        stem_row(step.stem_row, step.stem_layer, y, step.width, share, scratch, target, step.activation)

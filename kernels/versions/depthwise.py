@@ -245,7 +245,8 @@ def library_step(case):
     plane = size * size * BYTES
     step = depthwise.Depthwise(
         cut=cut(case.blocks, 1, bands_first=False), producer=depthwise.EXPAND, source=Map(x, size * BYTES, plane),
-        inputs=case.inputs, expand=Panel(panels, bias, units_of(case.inputs)), stem_layer=None, channels=case.channels, window=window,
+        inputs=case.inputs, expand=Panel(panels, bias, units_of(case.inputs)), stem_layer=None, channels=case.channels,
+        window=window,
         taps=depthwise.Taps(taps, bias, kernel, 1), ring=ring, chunk=chunk, squeeze=None, target=Map(out, size * BYTES, plane),
         activation=Activation(SWISH, *NO_LIMITS), rows=depthwise.rows_name(kernel, 1),
     )  # fmt: skip
