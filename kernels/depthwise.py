@@ -395,17 +395,7 @@ def make_rows(step, share, ring, made, needed, ahead, scratch):
         else:
             for i in range(count):
                 row = map_at(target, 0, i * (ring.row // BYTES))
-                stem_row(
-                    step.stem_row,
-                    step.stem_layer,
-                    made + i,
-                    window.width,
-                    share.first_block,
-                    share.vectors,
-                    scratch,
-                    row,
-                    activation,
-                )
+                stem_row(step.stem_row, step.stem_layer, made + i, window.width, share, scratch, row, activation)
         made += count
 
 
