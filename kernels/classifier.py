@@ -53,6 +53,6 @@ def plan(net, pooled: Address, logits: Address) -> Classify:
 @kernel(Classify)
 def classify(step, task, scratch):
     share = share_of(step.cut, task)
-    matrix, ahead = panel_at(step.matrix, share.first_block), ahead_of(step, step.matrix, share, task)
+    matrix, ahead = panel_at(step.matrix, share.first_block), ahead_of(step.cut, step.matrix, share, task + step.threads)
     target = vector(step.target, share.first_block)
     product(step.product, Shape(2 * share.vectors, 1, 1), vector(step.source, 0), matrix, target, ahead, Epilogue(0, IDENTITY))

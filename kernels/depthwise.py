@@ -449,7 +449,7 @@ def depthwise(step, task, scratch):
     ring = Ring(sources + list_bytes(step.chunk, window), step.ring.slots, step.ring.row, step.ring.plane, step.ring.lead)
     zero(totals, TOTALS)
     zero_edges(ring, window, share.vectors)
-    ahead = ahead_of(step, step.expand, share, task)
+    ahead = ahead_of(step.cut, step.expand, share, task + step.threads)
 
     y, end = band_of(window.out_height, step.cut, share.band)
     made = max(0, y * window.stride - window.pad)

@@ -101,7 +101,7 @@ def head(step, task, scratch):
     target = Map(scratch, 0, step.pixels * BYTES)
     if step.target.address != 0:
         target = map_at(step.target, share.first_block, 0)
-    matrix, ahead = panel_at(step.matrix, share.first_block), ahead_of(step, step.matrix, share, task)
+    matrix, ahead = panel_at(step.matrix, share.first_block), ahead_of(step.cut, step.matrix, share, task + step.threads)
     shape, epilogue = Shape(2 * share.vectors, 1, step.pixels), Epilogue(0, step.activation)
     product(step.product, shape, step.source, matrix, target, ahead, epilogue)
     for v in range(share.vectors):

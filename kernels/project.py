@@ -116,7 +116,7 @@ def project(step, task, scratch):
     halves = 2 * share.vectors
     if share.group == step.cut.groups - 1:
         halves -= step.half
-    ahead = ahead_of(step, step.matrix, share, task)
+    ahead = ahead_of(step.cut, step.matrix, share, task + step.threads)
     matrix = panel_at(step.matrix, share.first_block)
     if step.gates != 0:
         matrix = gated(matrix, step.gates, share.vectors, scratch)

@@ -426,6 +426,9 @@ class Jitted:
         import numba
 
         self._dispatcher = numba.njit(error_model="numpy")(self.function)  # Numba itself refers to it only weakly
+        template = self._dispatcher.get_call_template
+        # Compiled once, not once more for each place where an argument is a constant.
+        self._dispatcher.get_call_template = lambda args, kws: template([numba.types.unliteral(a) for a in args], kws)
         return self._dispatcher._numba_type_
 
 

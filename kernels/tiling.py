@@ -91,10 +91,10 @@ class Ahead(NamedTuple):
 
 
 @njit
-def ahead_of(step, panel, share, task):
-    """The weights that this thread will probably need for its next task, if they are others than for this one."""
-    later = share_of(step.cut, task + step.threads)
-    if later.group >= step.cut.groups or later.group == share.group:
+def ahead_of(cut, panel, share, task):
+    """The weights of a later task, which this thread will probably do next, if they are others than those of its share now."""
+    later = share_of(cut, task)
+    if later.group >= cut.groups or later.group == share.group:
         return Ahead(panel.weights, panel.weights)
     begins = panel.weights + later.first_block * (panel.units * UNIT * BYTES)
     return Ahead(begins, begins + later.vectors * (panel.units * UNIT * BYTES))
