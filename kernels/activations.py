@@ -24,9 +24,7 @@ from __future__ import annotations
 
 import math
 
-from numba import njit
-
-from effnet_np.kernels.simd import float32, float32xN, int64, staged
+from effnet_np.kernels.simd import float32, float32xN, int64, njit, staged
 from effnet_np.kernels.table import CLAMP, GELU, GELU_NEW, MISH, SELU, SWISH
 
 # 2**f on [-1/2, 1/2] to 2.6e-6 relative: the polynomial of degree 4 whose largest relative error is smallest.
@@ -124,7 +122,7 @@ def clamp(code, x, low, high):
     return code.minimum(code.maximum(x, code.splat(low)), code.splat(high))
 
 
-@njit(nogil=True)
+@njit
 def apply(which, low, high, x):
     """Any activation on one vector."""
     return clamp(x, low, high) if which == CLAMP else activate(which, x)

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from effnet_np.kernels import library, table
-from effnet_np.kernels.plan import ALIGN, Plane, Planner, Weights
+from effnet_np.kernels.arena import ALIGN, FeatureMap
+from effnet_np.kernels.plan import pack, plan
 from effnet_np.kernels.pool import Pool
 from effnet_np.kernels.target import WIDTH, default_threads
 from effnet_np.layer_specs import layer_specs
@@ -67,7 +68,7 @@ class _Bound:
         self.plan, self.arena = plan, arena
         self.table = plan.bind(base, owner._weights.address, owner._functions, owner.threads)
         self.address, self.steps = self.table.ctypes.data, len(self.table)
-        self.source = self.table[0, table.SOURCE : table.SOURCE + 1]  # where the image's address goes
+        self.source = plan.image_word(self.table)  # where the image's address goes
         self.image_bytes = 4 * owner.config.num_channels * plan.image[0] * plan.image[1]
         self._skip = base - arena.ctypes.data
         self.hidden = [self.view(plane) for plane in plan.hidden]
@@ -79,7 +80,7 @@ class _Bound:
         start = (self._skip + offset) // 4
         return self.arena[start : start + size]
 
-    def view(self, plane: Plane) -> np.ndarray:
+    def view(self, plane: FeatureMap) -> np.ndarray:
         """(blocks, WIDTH, H, W): NCHW but for channels that are only there to fill a block."""
         blocks = -(-plane.channels // WIDTH)
         floats = self.vector(plane.offset, blocks * plane.pixels * WIDTH)
@@ -110,7 +111,7 @@ class CompiledEfficientNet:
             self._reference = model
             return
         self._functions = library.addresses()
-        self._weights = Weights(model.state_dict(), model.config)
+        self._weights = pack(model.state_dict(), model.config)
         if not np.isfinite(self._weights.data).all():  # the kernels' arithmetic differs from NumPy's in what NaN it gives
             warnings.warn("some weights are NaN or infinite: the NumPy model answers instead of the kernels", stacklevel=3)
             self._reference = model
@@ -162,14 +163,13 @@ class CompiledEfficientNet:
         key = (height, width, hidden)
         bound = self._plans.get(key)
         if bound is None:
-            self.config.check_image_size(height, width)
-            plan = Planner(self.config, self._weights, height, width, hidden, not self.classifies).plan
-            if self._arena.nbytes < plan.arena_bytes + ALIGN:
+            planned = plan(self.config, self._weights, height, width, hidden, not self.classifies)
+            if self._arena.nbytes < planned.arena_bytes + ALIGN:
                 self._plans.clear()  # their tables point into the arena that goes
-                self._arena = np.zeros(plan.arena_bytes // 4 + ALIGN, np.float32)
-            if self._scratch.nbytes < plan.scratch_bytes * self.threads + ALIGN:
-                self._scratch = np.zeros(plan.scratch_bytes * self.threads // 4 + ALIGN, np.float32)
-            bound = self._plans[key] = _Bound(self, plan, self._arena)
+                self._arena = np.zeros(planned.arena_bytes // 4 + ALIGN, np.float32)
+            if self._scratch.nbytes < planned.scratch_bytes * self.threads + ALIGN:
+                self._scratch = np.zeros(planned.scratch_bytes * self.threads // 4 + ALIGN, np.float32)
+            bound = self._plans[key] = _Bound(self, planned, self._arena)
             if len(self._plans) > MOST_PLANS:
                 self._plans.popitem(last=False)
         else:
@@ -232,8 +232,8 @@ class CompiledEfficientNet:
             rows.append(np.diff(ticks))
         rate = (ticks[-1] - first) / (time.perf_counter() - began)  # ticks a second
         milliseconds = np.median(rows, axis=0) / max(rate, 1) * 1e3
-        plan = bound.plan
-        return list(zip(plan.labels, milliseconds.tolist(), plan.flops, plan.bytes, strict=True))
+        steps = bound.plan.steps
+        return [(step.label, ms, step.flops, 4 * step.floats) for step, ms in zip(steps, milliseconds.tolist(), strict=True)]
 
 
 def _why_not(model) -> str | None:

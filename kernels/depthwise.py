@@ -4,25 +4,34 @@ Plain meaning, for one channel:
 
     out[y, x] = activation(sum over i, j of taps[i, j] * in[y * stride + i, x * stride + j] + shift)
 
-It has few multiplications (9% of B0's, 5% of B7's), but a plain loop runs them at a seventh of the core's speed, and its
+It has few multiplications (9% of B0's, 5% of B7's), but plain loops run them at a few hundredths of the core's speed, and its
 input, six times wider than anything else in the network, is the largest array there is.
 
-How it became fast:
+How it became fast. `python -m effnet_np.kernels.versions` runs every step of it; it printed, for one core of an AMD EPYC
+(Zen 5, AVX-512, a busy machine), for expansion and convolution together, GFLOP/s and the share of the core's peak:
+
+    size, channels, taps                  56, 24 to 144, 3x3   28, 40 to 240, 5x5   7, 192 to 1152, 5x5
+    v0 loops                                 8.2   (3%)           9.0   (3%)           24.9   (9%)
+    v1 a register of channels               74.9  (27%)          70.2  (25%)          135.7  (50%)
+    v2 a tile of 8 neighbouring outputs    172.1  (62%)         191.5  (69%)          218.2  (80%)
+    v3 expanded rows never go to memory    174.0  (63%)         189.4  (69%)          210.5  (77%)
+    v4 all rows of a ring in one call      179.9  (65%)         205.8  (75%)          232.0  (85%)
+    v5 the next weights and rows fetched   178.7  (65%)         201.5  (73%)          223.1  (82%)
 
 1. *A tile of 8 neighbouring outputs in registers*, for 16 channels at once. Each input is loaded once for a row of taps and
    serves all outputs that it belongs to: 60 loads for 200 multiply-adds with 5x5 taps, instead of 200. Kernel size and
-   stride are known when the tile is compiled. 25.7 cycles for an output of 25 taps, and 9.8 for one of 9.
+   stride are known when the tile is compiled.
 2. *Expanded activations never go to memory.* A task takes a group of up to 3 channel blocks and a band of rows. It makes some
-   rows of the expansion (pointwise.py) in a ring of rows in its scratch, which stays in the L2, and convolves them while
-   they are there. For the stem, which block 0 reads, it is the same.
-3. *All rows of a ring in one call*, each row's address in a list. With one call a row, rows of 7 outputs took 34 cycles an
-   output for 25 taps instead of 26, all of it on the way in and out; B0's 14x14 and 28x28 blocks got 3% faster. Rows above
-   and below the map are one row of zeros; the columns beside it are zeros in the ring, written once a task.
+   rows of the expansion (product.py) in a ring of rows in its scratch, which stays in the L2, and convolves them while
+   they are there. For the stem, which block 0 reads, it is the same. By itself it gains little in the run above: with
+   a row at a time, each call's way in and out costs as much. With the next step it is 4% to 8%.
+3. *All rows of a ring in one call*, each row's address in a list. With one call a row, all the way in and out is paid for
+   each. Rows above and below the map are one row of zeros; the columns beside it are zeros in the ring, written once a task.
 4. *Squeeze-excite's first half on the way.* The outputs are added up while they are in registers, and the task multiplies
    its channels' sums with their part of the reducing layer's weights. What is left of it for the next step (squeeze_excite.py)
-   is to add one short vector for each task.
+   is to add one short vector for each task. v5 adds up, v4 does not.
 5. *Where the next row of results will be stored is fetched before*, for writing: 1% of B4's largest maps, which do not fit
-   in the L2.
+   in the L2 (measured on a Zen 4).
 
 What did not help: fetching more. One attempt asked for the rows that will be copied next, for residuals, and for lines
 about to be written as if they were to be read; B4 on two threads got 30% slower, probably through the last. A Winograd
@@ -31,28 +40,239 @@ form was not written: on paper its additions and transforms cost as much as the 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
-from numba import njit
 
-from effnet_np.kernels import table
-from effnet_np.kernels.activations import FUSED, activate, fused
-from effnet_np.kernels.native import caller, native
-from effnet_np.kernels.pointwise import call_tiles, group_start, next_weights
-from effnet_np.kernels.simd import float32, get, get_float, int64, load, prefetch, splat, staged, store, store_int, void
-from effnet_np.kernels.stem import call_stem_row
-from effnet_np.kernels.table import CLAMP, SWISH
-from effnet_np.kernels.target import BYTES, REGISTERS, UNIT, WIDTH
+from effnet_np.kernels.activations import FUSED, fused
+from effnet_np.kernels.arena import FeatureMap
+from effnet_np.kernels.bands import depthwise_bands
+from effnet_np.kernels.kernel import function, kernel
+from effnet_np.kernels.product import Epilogue, Panel, Shape, map_at, pack_matrix, panel, panel_at, product, vector
+from effnet_np.kernels.record import Activation, Address, Bytes, Count, Function, Map, Step
+from effnet_np.kernels.simd import int64, load, njit, prefetch, splat, staged, store, store_int, void
+from effnet_np.kernels.stem import StemLayer, stem_flops, stem_row, stem_scratch
+from effnet_np.kernels.target import BYTES, REGISTERS, UNIT, VECTORS, WIDTH
+from effnet_np.kernels.tiling import (
+    IDENTITY,
+    Ahead,
+    ahead_of,
+    band_of,
+    blocks_of,
+    ceil_div,
+    cut,
+    equal_tiles,
+    in_registers,
+    second_pass,
+    share_of,
+    units_of,
+)
 
-COLUMNS = 8 if REGISTERS == 32 else 4
-ZERO, INFINITY = np.float32(0), np.float32(np.inf)
+HEIGHT = 8 if REGISTERS == 32 else 4  # neighbouring outputs of a tile
+SPECIAL = ((3, 1), (3, 2), (5, 1), (5, 2))  # kernel sizes and strides with code of their own
+COPY, EXPAND, CONVOLVE = range(3)  # where the rows that are convolved come from: the map, its expansion, the stem
+RING_BYTES = 384 * 1024  # of a thread's ring of rows: well inside of an L2 of 512 KB or more
+ZERO = np.float32(0)
+
+# -- the record --------------------------------------------------------------------------------------------------------
 
 
-def _finish(code, sums, target, target_row, total, act, low, high):
+class Window(NamedTuple):
+    """Which inputs an output looks at."""
+
+    kernel: Count
+    stride: Count
+    pad: Count  # rows above and columns left of the map that the first window covers; less than 0 where it begins later
+    height: Count
+    width: Count
+    out_height: Count
+    out_width: Count
+
+
+class Taps(NamedTuple):
+    """Weights and bias of all blocks, or from some block on: kernel x kernel registers a block."""
+
+    weights: Address
+    bias: Address
+    kernel: Count
+    stride: Count
+
+
+class Ring(NamedTuple):
+    """A ring of rows in a thread's scratch, for each block of the group; behind its last slot, a row of zeros."""
+
+    address: Address  # None while planning: the scratch is the thread's
+    slots: Count
+    row: Bytes
+    plane: Bytes
+    lead: Bytes  # from where a row begins to where the first window does
+
+
+class Squeeze(NamedTuple):
+    """The first half of squeeze-excite: its reducing layer, and where each task leaves its part of the product."""
+
+    weights: Address
+    blocks: Count  # of squeezed channels
+    partial: Address
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depthwise(Step):
+    """Depthwise convolution with what makes its input. A task: a band of output rows of a group of channel blocks."""
+
+    producer: Count
+    source: Map | None  # what is copied or expanded
+    inputs: Count  # its channels
+    expand: Panel | None
+    stem_layer: StemLayer | None
+    channels: Count  # that are convolved
+    window: Window
+    taps: Taps
+    ring: Ring
+    chunk: Count  # output rows that are made at a time
+    squeeze: Squeeze | None
+    target: Map
+    activation: Activation
+    rows: Function
+    product: Function = "product"
+    stem_row: Function = "stem_row"
+
+    @property
+    def label(self):
+        return {COPY: "depthwise", EXPAND: "expand+depthwise", CONVOLVE: "stem+depthwise"}[self.producer]
+
+    @property
+    def flops(self):
+        window, channels = self.window, self.channels
+        pixels = window.height * window.width
+        made = stem_flops(self.stem_layer, channels, pixels) if self.stem_layer else 2 * self.inputs * channels * pixels
+        convolved = 2 * channels * window.kernel**2 * window.out_height * window.out_width
+        return convolved + (made if self.producer != COPY else 0)
+
+    @property
+    def floats(self):
+        window, stem = self.window, self.stem_layer
+        read = stem.height * stem.width * stem.channels if stem else self.inputs * window.height * window.width
+        weights = self.channels * (window.kernel**2 + (self.inputs if self.producer == EXPAND else 0))
+        return read + weights + self.channels * window.out_height * window.out_width
+
+    @property
+    def listed(self) -> int:
+        """Bytes of the list of the rows that a chunk looks at."""
+        return list_bytes(self.chunk, self.window)
+
+    @property
+    def scratch(self):
+        vectors = ceil_div(self.cut.blocks, self.cut.groups)
+        stem = stem_scratch(self.stem_layer) if self.stem_layer else 0
+        return TOTALS * BYTES + self.listed + vectors * self.ring.plane + stem
+
+
+TOTALS = 8  # registers at the beginning of the scratch: the sums of the outputs, and, from the fifth on, zeros
+
+# -- planning ----------------------------------------------------------------------------------------------------------
+
+
+@njit
+def list_bytes(chunk, window):
+    return ceil_div(8 * (chunk * window.stride + window.kernel), 64) * 64
+
+
+def pack_taps(weight: np.ndarray, channels: int) -> np.ndarray:
+    """(channels, 1, K, K) -> (blocks, K * K, WIDTH): tap after tap, WIDTH channels side by side."""
+    taps = np.zeros((blocks_of(channels) * WIDTH, weight[0].size), np.float32)
+    taps[:channels] = weight.reshape(channels, -1)
+    return taps.reshape(-1, WIDTH, taps.shape[1]).transpose(0, 2, 1)
+
+
+def pack(weights, spec) -> None:
+    name, channels, blocks = f"encoder.blocks.{spec.index}.", spec.expanded_channels, blocks_of(spec.expanded_channels)
+    scale_in = weights.inner if spec.index == 0 else 1.0  # the stem's output is scaled, a block's is not
+    if spec.expand_ratio != 1:
+        folded = weights.fold(name + "expansion.expand_conv", name + "expansion.expand_bn", scale_in, weights.inner)
+        pack_matrix(weights, (spec.index, "expand"), spec.in_channels, channels, folded)
+        scale_in = weights.inner
+    conv, norm = name + "depthwise_conv.depthwise_conv", name + "depthwise_conv.depthwise_norm"
+    folded = weights.fold(conv, norm, scale_in, weights.inner)
+
+    def make():
+        weight, bias = folded()
+        return pack_taps(weight, channels), bias
+
+    weights.add((spec.index, "depthwise"), blocks * WIDTH * spec.kernel_size**2, blocks * WIDTH, make)
+
+
+def plan(net, spec, source: FeatureMap, target: FeatureMap, stem_layer: StemLayer | None = None) -> Depthwise:
+    """source: the block's input, or, with `stem_layer`, the size of the map that the stem would have made."""
+    window = Window(spec.kernel_size, spec.stride, spec.padding[0], source.height, source.width, target.height, target.width)
+    producer = EXPAND if spec.expand_ratio != 1 else CONVOLVE if stem_layer else COPY
+    # Cycles for a register of input, and for one of output.
+    input_cycles = 10 + {EXPAND: units_of(spec.in_channels) * UNIT, CONVOLVE: 27, COPY: 0}[producer]
+    output_cycles = window.kernel**2 + 9
+    bands = depthwise_bands(target.blocks, input_cycles, output_cycles, window)
+    tasks = cut(target.blocks, bands, bands_first=False)
+    chunk, ring = plan_ring(window, ceil_div(target.blocks, tasks.groups), ceil_div(window.out_height, bands))
+    squeeze = None
+    if spec.squeeze_channels:
+        blocks = blocks_of(spec.squeeze_channels)
+        partial = net.arena.reserve(tasks.tasks * blocks * BYTES)
+        squeeze = Squeeze(net.weights.at((spec.index, "reduce")), blocks, partial)
+    name = (spec.index, "depthwise")
+    return Depthwise(
+        cut=tasks,
+        producer=producer,
+        source=None if stem_layer else source.map,
+        inputs=spec.in_channels,
+        expand=panel(net.weights, (spec.index, "expand"), spec.in_channels) if producer == EXPAND else None,
+        stem_layer=stem_layer,
+        channels=target.channels,
+        window=window,
+        taps=Taps(net.weights.at(name), net.weights.at((name, "bias")), window.kernel, window.stride),
+        ring=ring,
+        chunk=chunk,
+        squeeze=squeeze,
+        target=target.map,
+        activation=net.activation,
+        rows=rows_name(window.kernel, window.stride),
+    )
+
+
+def plan_ring(window: Window, vectors: int, most: int) -> tuple[int, Ring]:
+    """(output rows of a chunk, at most `most`, and the ring for it)."""
+    left = max(window.pad, 0)
+    lead = left - window.pad
+    row = BYTES * max(lead + (window.out_width - 1) * window.stride + window.kernel, left + window.width)
+    more = window.kernel - window.stride  # rows that a chunk shares with the next
+    chunk = int((RING_BYTES / (vectors * row) - more) // window.stride)
+    chunk = max(1, min(most, chunk))
+    slots = max(1, chunk * window.stride + max(0, more))
+    return chunk, Ring(None, slots, row, (slots + 1) * row, lead * BYTES)
+
+
+def rows_name(kernel: int, stride: int) -> str:
+    return f"depthwise_rows_{kernel}_{stride}" if (kernel, stride) in SPECIAL else "depthwise_rows_any"
+
+
+# -- the convolution of some rows --------------------------------------------------------------------------------------
+
+
+class Rows(NamedTuple):
+    """What to convolve: `count` rows of `pixels` outputs."""
+
+    sources: Address  # a list of the addresses of the input rows
+    moved: Bytes  # to be added to each
+    count: Count
+    pixels: Count
+
+
+def _finish(code, sums, target, row, total, activation):
+    """Stores a tile, and adds it up."""
     for column in range(len(sums)):
-        code.prefetch(target + target_row, column * BYTES, level=1, to_write=True)
-    lo, hi = code.splat(low), code.splat(high)
-    for mode in code.switch(act, FUSED):
-        done = [fused(code, mode, y, lo, hi) for y in sums]
+        code.prefetch(target + row, column * BYTES, level=1, to_write=True)
+    low, high = code.splat(activation.low), code.splat(activation.high)
+    for mode in code.switch(activation.code, FUSED):
+        done = [fused(code, mode, y, low, high) for y in sums]
         for column, y in enumerate(done):
             code.store(target, y, column * BYTES)
         while len(done) > 1:
@@ -60,259 +280,193 @@ def _finish(code, sums, target, target_row, total, act, low, high):
         total.set(total.get() + done[0])
 
 
-def _columns(kernel, stride):
-    """For `rows` rows of one block of channels: `count` times `size` neighbouring outputs."""
+def _tiles(kernel, stride):
+    """For some rows of one block of channels, `count` tiles beside each other."""
 
-    @staged(void, *[int64] * 11, float32, float32)
-    def columns(code, rows, count, size, sources, moved, taps, shift, target, target_row, total_at, act, low, high):
-        for t in code.switch(size, range(1, COLUMNS + 1)):
+    @staged(void, Rows, int64, Taps, Map, int64, Activation)
+    def tiles(code, rows, count, taps, target, total_at, activation):
+        for size in code.switch(rows.pixels, range(1, HEIGHT + 1)):
             total = code.variable(code.load(total_at))
-            bias = code.load(shift)
-            held = [code.load(taps, i * BYTES) for i in range(kernel * kernel)] if kernel <= 3 else None
-            with code.loop(rows) as y:
-                starts = [code.load_int(sources + y * (8 * stride), 8 * i) + moved for i in range(kernel)]
-                to = target + y * target_row
+            bias = code.load(taps.bias)
+            held = [code.load(taps.weights, i * BYTES) for i in range(kernel * kernel)] if kernel <= 3 else None
+            with code.loop(rows.count) as y:
+                starts = [code.load_int(rows.sources + y * (8 * stride), 8 * i) + rows.moved for i in range(kernel)]
+                to = target.address + y * target.row
                 with code.loop(count) as number:
-                    sums = [bias] * t
+                    sums = [bias] * size
                     for i in range(kernel):
                         w = held[i * kernel : (i + 1) * kernel] if held else None
                         if w is None:
-                            w = [code.load(taps, (i * kernel + j) * BYTES) for j in range(kernel)]
-                        row = starts[i] + number * (t * stride * BYTES)
-                        for x in range((t - 1) * stride + kernel):
+                            w = [code.load(taps.weights, (i * kernel + j) * BYTES) for j in range(kernel)]
+                        row = starts[i] + number * (size * stride * BYTES)
+                        for x in range((size - 1) * stride + kernel):
                             value = code.load(row, x * BYTES)
                             for j in range(kernel):
-                                if (x - j) % stride == 0 and 0 <= (x - j) // stride < t:
+                                if (x - j) % stride == 0 and 0 <= (x - j) // stride < size:
                                     column = (x - j) // stride
                                     sums[column] = code.fma(value, w[j], sums[column])
-                    _finish(code, sums, to + number * (t * BYTES), target_row, total, act, low, high)
+                    _finish(code, sums, to + number * (size * BYTES), target.row, total, activation)
             code.store(total_at, total.get())
 
-    return columns
+    return tiles
 
 
-@staged(void, *[int64] * 13, float32, float32)
-def _any_columns(
-    code, kernel, stride, rows, count, size, sources, moved, taps, shift, target, target_row, total_at, act, low, high
-):
+@staged(void, Rows, int64, Taps, Map, int64, Activation)
+def _any_tiles(code, rows, count, taps, target, total_at, activation):
     """The same for a kernel size and stride that are known only when the program runs."""
-    for t in code.switch(size, range(1, COLUMNS + 1)):
+    for size in code.switch(rows.pixels, range(1, HEIGHT + 1)):
         total = code.variable(code.load(total_at))
-        with code.loop(rows) as y, code.loop(count) as number:
-            bias = code.load(shift)
-            sums = [code.variable(bias) for _ in range(t)]
-            with code.loop(kernel) as i:
-                row = code.load_int(sources + (y * stride + i) * 8) + moved + number * stride * (t * BYTES)
-                with code.loop(kernel) as j:
-                    w = code.load(taps + (i * kernel + j) * BYTES)
-                    for column in range(t):
-                        value = code.load(row + (stride * column + j) * BYTES)
+        with code.loop(rows.count) as y, code.loop(count) as number:
+            bias = code.load(taps.bias)
+            sums = [code.variable(bias) for _ in range(size)]
+            with code.loop(taps.kernel) as i:
+                moved = rows.moved + number * taps.stride * (size * BYTES)
+                row = code.load_int(rows.sources + (y * taps.stride + i) * 8) + moved
+                with code.loop(taps.kernel) as j:
+                    w = code.load(taps.weights + (i * taps.kernel + j) * BYTES)
+                    for column in range(size):
+                        value = code.load(row + (taps.stride * column + j) * BYTES)
                         sums[column].set(code.fma(value, w, sums[column].get()))
-            _finish(
-                code, [s.get() for s in sums], target + y * target_row + number * (t * BYTES), target_row, total, act, low, high
-            )
+            to = target.address + y * target.row + number * (size * BYTES)
+            _finish(code, [s.get() for s in sums], to, target.row, total, activation)
         code.store(total_at, total.get())
 
 
 def _rows(kernel, stride):
-    """The function for that kernel size and stride, or, for 0 and 0, for any."""
-    fixed = _columns(kernel, stride) if kernel else None
+    """The native function for that kernel size and stride, or, for None, for any."""
+    tiles = _tiles(kernel, stride) if kernel else _any_tiles
 
-    def rows_of(kernel_size, step, rows, pixels, sources, moved, taps, shift, target, target_row, total_at, act, low, high):
-        n = (pixels + COLUMNS - 1) // COLUMNS
-        size = pixels // n
-        larger = pixels - size * n
-        mode, lo, hi = act, low, high
+    def rows_of(rows, taps, target, total_at, activation):
+        now = in_registers(activation)
         before = load(total_at)
-        if act > SWISH:
-            mode, lo, hi = CLAMP, -INFINITY, INFINITY
-        done = 0
-        for part in range(2):
-            t, count = (size + 1, larger) if part == 0 else (size, n - larger)
+        for size, count, first in equal_tiles(rows.pixels, HEIGHT):
             if count > 0:
-                at, to = moved + done * step * BYTES, target + done * BYTES
-                if kernel:
-                    fixed(rows, count, t, sources, at, taps, shift, to, target_row, total_at, mode, lo, hi)
-                else:
-                    _any_columns(
-                        kernel_size, step, rows, count, t, sources, at, taps, shift, to, target_row, total_at, mode, lo, hi
-                    )
-                done += t * count
-        if mode != act:
-            total = before
-            for y in range(rows):
-                for i in range(pixels):
-                    p = target + y * target_row + i * BYTES
-                    value = activate(act, load(p))
-                    store(p, value)
-                    total = total + value
-            store(total_at, total)
+                tile = Rows(rows.sources, rows.moved + first * taps.stride * BYTES, rows.count, size)
+                tiles(tile, count, taps, map_at(target, 0, first), total_at, now)
+        if now.code != activation.code:
+            store(total_at, second_pass(activation, target, 1, rows.count, rows.pixels, before))
 
-    rows_of.__name__ = rows_of.__qualname__ = table.depthwise_rows_name(kernel, stride)
-    return native(12, 2)(rows_of)
+    rows_of.__name__ = rows_of.__qualname__ = rows_name(kernel, stride)
+    return function(Rows, Taps, Map, int64, Activation)(rows_of)
 
 
-for _kernel, _stride in [*sorted(table.SPECIAL), (0, 0)]:
-    _rows(_kernel, _stride)
-call_rows = caller(12, 2)
+for _kernel, _stride in (*SPECIAL, (None, None)):
+    rows_of = _rows(_kernel, _stride)  # all are called in the same way: the address says which it is
+
+# -- the kernel --------------------------------------------------------------------------------------------------------
 
 
-@njit(nogil=True)
-def fill_zero(address, vectors):
-    nothing = splat(ZERO)
+@njit
+def zero(address, vectors):
     for i in range(vectors):
-        store(address + i * BYTES, nothing)
+        store(address + i * BYTES, splat(ZERO))
 
 
-@njit(nogil=True)
-def copy(target, source, vectors):
-    for i in range(vectors):
-        store(target + i * BYTES, load(source + i * BYTES))
-
-
-@native(3)
-def depthwise(row, task, scratch):
-    """A task: a band of output rows of a group of channel blocks."""
-    groups, blocks, bands = get(row, table.GROUPS), get(row, table.BLOCKS), get(row, table.BANDS)
-    group, band = task % groups, task // groups
-    b0 = group_start(group, groups, blocks)
-    vectors = group_start(group + 1, groups, blocks) - b0
-    kernel, stride, pad = get(row, table.KERNEL), get(row, table.STRIDE), get(row, table.PAD)
-    height, width = get(row, table.HEIGHT), get(row, table.WIDTH_)
-    out_height, out_width = get(row, table.OUT_HEIGHT), get(row, table.OUT_WIDTH)
-    y, y1 = band * out_height // bands, (band + 1) * out_height // bands
-    chunk, ring, row_bytes, lead = get(row, table.CHUNK), get(row, table.RING), get(row, table.ROW), get(row, table.LEAD)
-    producer, source, source_plane = get(row, table.PRODUCER), get(row, table.SOURCE), get(row, table.SOURCE_PLANE)
-    units = get(row, table.UNITS)
-    weight, bias = get(row, table.WEIGHT) + b0 * (units * UNIT * BYTES), get(row, table.EXPAND_BIAS) + b0 * BYTES
-    taps, shift = get(row, table.TAPS), get(row, table.SHIFT)
-    target, target_plane = get(row, table.TARGET), get(row, table.TARGET_PLANE)
-    act, low, high = get(row, table.ACTIVATION), get_float(row, table.LOW), get_float(row, table.HIGH)
-
-    ahead, end = next_weights(row, group, (task + get(row, table.THREADS)) % groups, units)
-    squeeze_blocks, squeeze = get(row, table.SQUEEZE_BLOCKS), get(row, table.SQUEEZE)
-    for i in range(vectors * kernel * kernel):
-        prefetch(taps + (b0 * kernel * kernel + i) * BYTES)
-
-    totals = scratch
-    sources = totals + 8 * BYTES  # the second four stay zero: a bias of nothing
-    rows = sources + get(row, table.LIST)
-    plane = (ring + 1) * row_bytes
-    fill_zero(totals, 8)
-    left, right = max(pad, 0), row_bytes // BYTES - max(pad, 0) - width
+@njit
+def zero_edges(ring, window, vectors):
+    """Zeros beside the map, which no row is written over, and in the row that stands for those above and below it."""
+    left = max(window.pad, 0)
+    right = ring.row // BYTES - left - window.width
     for v in range(vectors):
-        for slot in range(ring):
-            fill_zero(rows + v * plane + slot * row_bytes, left)
-            fill_zero(rows + v * plane + slot * row_bytes + (left + width) * BYTES, right)
-        fill_zero(rows + v * plane + ring * row_bytes, row_bytes // BYTES)
+        rows = ring.address + v * ring.plane
+        for slot in range(ring.slots):
+            zero(rows + slot * ring.row, left)
+            zero(rows + slot * ring.row + (left + window.width) * BYTES, right)
+        zero(rows + ring.slots * ring.row, ring.row // BYTES)
 
-    made = max(0, y * stride - pad)
-    while y < y1:
-        last = min(y1, y + chunk)
-        needed = min(height, (last - 1) * stride - pad + kernel)
-        while made < needed:
-            slot = made % ring
-            count = min(needed - made, ring - slot)
-            to = rows + slot * row_bytes + left * BYTES
-            if producer == table.EXPAND:
-                call_tiles(
-                    get(row, table.TILES),
-                    2 * vectors,
-                    count,
-                    width,
-                    source + made * width * BYTES,
-                    width * BYTES,
-                    source_plane,
-                    units,
-                    weight,
-                    bias,
-                    to,
-                    row_bytes,
-                    plane,
-                    0,
-                    0,
-                    act,
-                    ahead,
-                    end,
-                    low,
-                    high,
-                )
-            elif producer == table.COPY:
-                for v in range(vectors):
-                    for i in range(count):
-                        copy(
-                            to + v * plane + i * row_bytes, source + (b0 + v) * source_plane + (made + i) * width * BYTES, width
-                        )
-            else:
+
+@njit
+def make_rows(step, share, ring, made, needed, ahead, scratch):
+    """Puts rows `made` to `needed` of the convolution's input into the ring."""
+    window, source, activation = step.window, step.source, step.activation
+    while made < needed:
+        slot = made % ring.slots
+        count = min(needed - made, ring.slots - slot)
+        target = Map(ring.address + slot * ring.row + max(window.pad, 0) * BYTES, ring.row, ring.plane)
+        if step.producer == EXPAND:
+            shape, matrix = Shape(2 * share.vectors, count, window.width), panel_at(step.expand, share.first_block)
+            product(step.product, shape, map_at(source, 0, made * window.width), matrix, target, ahead, Epilogue(0, activation))
+        elif step.producer == COPY:
+            for v in range(share.vectors):
                 for i in range(count):
-                    call_stem_row(
-                        get(row, table.STEM), row, made + i, b0, vectors, rows + vectors * plane, to + i * row_bytes, plane
-                    )
-            made += count
-        made = max(made, needed)
-        if last == y1:
-            q = 0
-            while q < squeeze_blocks:
-                n = min(3, squeeze_blocks - q)
-                for i in range(vectors * WIDTH * n):
-                    prefetch(squeeze + q * (blocks * WIDTH * BYTES) + (b0 * WIDTH * n + i) * BYTES)
-                q += n
-        first = y * stride - pad
-        slot = max(first, 0) % ring
-        for i in range((last - y - 1) * stride + kernel):
-            at = rows + ring * row_bytes
-            if 0 <= first + i < height:
-                at = rows + slot * row_bytes
-                slot += 1
-                if slot == ring:
-                    slot = 0
-            store_int(sources + 8 * i, at + lead * BYTES)
-        for v in range(vectors):
-            call_rows(
-                get(row, table.ROWS),
-                kernel,
-                stride,
-                last - y,
-                out_width,
-                sources,
-                v * plane,
-                taps + (b0 + v) * (kernel * kernel * BYTES),
-                shift + (b0 + v) * BYTES,
-                target + (b0 + v) * target_plane + y * out_width * BYTES,
-                out_width * BYTES,
-                totals + v * BYTES,
-                act,
-                low,
-                high,
-            )
-        y = last
+                    row = source.address + (share.first_block + v) * source.plane + (made + i) * source.row
+                    for x in range(window.width):
+                        store(target.address + v * ring.plane + i * ring.row + x * BYTES, load(row + x * BYTES))
+        else:
+            for i in range(count):
+                row = map_at(target, 0, i * (ring.row // BYTES))
+                stem_row(step.stem_row, step.stem_layer, made + i, window.width, share, scratch, row, activation)
+        made += count
 
-    if squeeze_blocks > 0:
-        partial = get(row, table.PARTIAL) + task * (squeeze_blocks * BYTES)
-        q = 0
-        while q < squeeze_blocks:
-            n = min(3, squeeze_blocks - q)
-            part = squeeze + q * (blocks * WIDTH * BYTES) + b0 * (WIDTH * n * BYTES)
-            call_tiles(
-                get(row, table.TILES),
-                2 * n,
-                1,
-                1,
-                totals,
-                0,
-                BYTES,
-                vectors * (WIDTH // UNIT),
-                part,
-                totals + 4 * BYTES,
-                partial + q * BYTES,
-                0,
-                BYTES,
-                0,
-                0,
-                CLAMP,
-                part,
-                part,
-                -INFINITY,
-                INFINITY,
-            )
-            q += n
+
+@njit
+def list_rows(sources, ring, window, first, count):
+    """The addresses of input rows `first` to `first + count`: each one's slot, or the row of zeros."""
+    slot = max(first, 0) % ring.slots
+    for i in range(count):
+        at = ring.address + ring.slots * ring.row
+        if 0 <= first + i < window.height:
+            at = ring.address + slot * ring.row
+            slot += 1
+            if slot == ring.slots:
+                slot = 0
+        store_int(sources + 8 * i, at + ring.lead)
+
+
+@njit
+def fetch_reduction(step, share):
+    """Asks for the weights that `reduce_sums` will read."""
+    squeeze = step.squeeze
+    for q in range(0, squeeze.blocks, VECTORS):
+        n = min(VECTORS, squeeze.blocks - q)
+        weights = squeeze.weights + q * (step.cut.blocks * WIDTH * BYTES) + share.first_block * (WIDTH * n * BYTES)
+        for i in range(share.vectors * WIDTH * n):
+            prefetch(weights + i * BYTES)
+
+
+@njit
+def reduce_sums(step, share, task, totals):
+    """This task's part of the reducing layer's product: its channels' sums times their weights."""
+    squeeze = step.squeeze
+    partial = squeeze.partial + task * (squeeze.blocks * BYTES)
+    zeros = totals + TOTALS // 2 * BYTES  # instead of a bias
+    for q in range(0, squeeze.blocks, VECTORS):
+        n = min(VECTORS, squeeze.blocks - q)
+        weights = squeeze.weights + q * (step.cut.blocks * WIDTH * BYTES) + share.first_block * (WIDTH * n * BYTES)
+        matrix = Panel(weights, zeros, share.vectors * (WIDTH // UNIT))
+        shape, ahead = Shape(2 * n, 1, 1), Ahead(weights, weights)
+        product(step.product, shape, vector(totals, 0), matrix, vector(partial, q), ahead, Epilogue(0, IDENTITY))
+
+
+@kernel(Depthwise)
+def depthwise(step, task, scratch):
+    """Chunk by chunk: makes the rows that the next output rows look at, and convolves them."""
+    share, window, taps = share_of(step.cut, task), step.window, step.taps
+    kernel_bytes = window.kernel * window.kernel * BYTES
+    for i in range(share.vectors * window.kernel * window.kernel):
+        prefetch(taps.weights + share.first_block * kernel_bytes + i * BYTES)
+    totals, sources = scratch, scratch + TOTALS * BYTES
+    ring = Ring(sources + list_bytes(step.chunk, window), step.ring.slots, step.ring.row, step.ring.plane, step.ring.lead)
+    zero(totals, TOTALS)
+    zero_edges(ring, window, share.vectors)
+    ahead = ahead_of(step.cut, step.expand, share, task + step.threads)
+
+    y, end = band_of(window.out_height, step.cut, share.band)
+    made = max(0, y * window.stride - window.pad)
+    while y < end:
+        last = min(end, y + step.chunk)
+        first = y * window.stride - window.pad
+        needed = min(window.height, (last - 1) * window.stride - window.pad + window.kernel)
+        make_rows(step, share, ring, made, needed, ahead, ring.address + share.vectors * ring.plane)
+        made = max(made, needed)
+        if last == end:
+            fetch_reduction(step, share)
+        list_rows(sources, ring, window, first, (last - y - 1) * window.stride + window.kernel)
+        for v in range(share.vectors):
+            block = share.first_block + v
+            these = Taps(taps.weights + block * kernel_bytes, taps.bias + block * BYTES, window.kernel, window.stride)
+            target = map_at(step.target, block, y * window.out_width)
+            rows = Rows(sources, v * ring.plane, last - y, window.out_width)
+            rows_of(step.rows, rows, these, target, totals + v * BYTES, step.activation)
+        y = last
+    reduce_sums(step, share, task, totals)

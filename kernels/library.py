@@ -105,7 +105,7 @@ def _compile(progress: Callable[[int, int, str], None] | None) -> tuple[bytes, l
     """The object file with all kernels, and their names. `progress(done, total, name)` is told of each and of the end."""
     from numba import cfunc
 
-    from effnet_np.kernels import depthwise, head, native, pointwise, program, squeeze_excite, stem  # noqa: F401  (they register)
+    from effnet_np.kernels import native, plan, program  # noqa: F401  (they register)
 
     machine = _machine()
     whole = llvm.parse_assembly(f'target triple = "{TRIPLE}"\n')

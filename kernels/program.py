@@ -1,6 +1,6 @@
 """The program: one function runs any plan, and every thread of the pool is inside of it for a whole inference.
 
-Plain meaning: for each step of the table, for each of its tasks: kernel(row, task, scratch).
+Plain meaning: for each step of the table, for each of its tasks: kernel(step, task, scratch).
 
 A parallel region for each of a network's 48 steps would wake the threads up 48 times, which costs as much as the arithmetic
 of B0. So each thread walks through all steps. Within a step an atomic counter hands the tasks out; at its end each
@@ -16,11 +16,13 @@ from __future__ import annotations
 from numba import njit
 
 from effnet_np.kernels.native import caller, native
-from effnet_np.kernels.simd import get, load_int, store_int
+from effnet_np.kernels.record import HEADER, ROW_BYTES
+from effnet_np.kernels.simd import load_int, store_int
 from effnet_np.kernels.sync import atomic_add, close_gate, enter, leave, open_gate, ticks, wait_until
-from effnet_np.kernels.table import ASLEEP, FUNCTION, JOB, LEFT, LINE, PLACES, ROW_BYTES, STEPS, TASKS
+from effnet_np.kernels.table import ASLEEP, JOB, LEFT, LINE, PLACES, STEPS
 
 call_kernel = caller(3)
+FUNCTION, TASKS = 8 * HEADER.index("function"), 8 * HEADER.index("tasks")
 
 
 @njit
@@ -30,7 +32,7 @@ def perform(words, member, first_member):
     scratch = load_int(words + JOB + 24) + member * load_int(words + JOB + 32)
     for step in range(first, last):
         row = rows + step * ROW_BYTES
-        function, tasks = get(row, FUNCTION), get(row, TASKS)
+        function, tasks = load_int(row + FUNCTION), load_int(row + TASKS)
         next_task = words + STEPS + step * (2 * LINE)
         done = next_task + LINE
         while True:

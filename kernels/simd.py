@@ -17,46 +17,34 @@ registers while the loop runs". A matrix product needs exactly that. So this fil
            rows = [code.load(source + 64 * r) for r in range(4)]     # four registers
            code.store(target, (rows[0] + rows[1]) + (rows[2] + rows[3]))
 
-   What must happen when the program *runs* is said by `code`: `code.loop(n)`, `code.when(condition)`,
-   `code.switch(value, options)`, `code.variable(initial)`.
+   What must happen when the program *runs* is said by `code`: `code.loop(n)`, `code.switch(value, options)`,
+   `code.variable(initial)`. An argument may be a group of numbers (a NamedTuple, see record.py).
 
-Addresses are plain int64 numbers, in bytes. There are no bounds checks: plan.py is the place that knows the sizes.
-A tested meaning of each operation is in tests/test_kernels_simd.py.
+Nothing here imports Numba before something is compiled. `staged` and `njit` only note down what a function is; Numba asks
+the note what it stands for when it meets it in a function that it compiles. So a file may hold a kernel beside the Python
+that plans for it, and a process with kernels from the cache does not pay half a second for importing a compiler.
+
+Addresses are plain int64 numbers, in bytes. There are no bounds checks: the `plan` of each kind of step is the place that
+knows the sizes. A tested meaning of each operation is in tests/test_kernels_simd.py.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import operator
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_model
 
+from effnet_np.kernels.record import fields_of, is_real
 from effnet_np.kernels.target import AVX512, WIDTH
 
-I1, I8, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 VECTOR, INTEGERS = ir.VectorType(F32, WIDTH), ir.VectorType(I32, WIDTH)
-void, int64, float32 = types.void, types.int64, types.float32
-
-
-class Float32Vector(types.Type):
-    """WIDTH float32 numbers in one register."""
-
-    def __init__(self):
-        super().__init__(name=f"float32x{WIDTH}")
-
-
-float32xN = Float32Vector()
-
-
-@register_model(Float32Vector)
-class Float32VectorModel(models.PrimitiveModel):
-    def __init__(self, manager, fe_type):
-        super().__init__(manager, fe_type, VECTOR)
+# What arguments and results may be, beside groups of numbers.
+void, int64, float32, float32xN = "void", "int64", "float32", f"float32x{WIDTH}"
 
 
 # -- values that exist while code is written --------------------------------------------------------------------------
@@ -73,11 +61,8 @@ class Int:
     def __init__(self, code: Code, value):
         self.code, self.value = code, value
 
-    def _binary(self, opcode, other, swap=False):
-        left, right = self.value, self.code.int(other).value
-        if swap:
-            left, right = right, left
-        return Int(self.code, getattr(self.code.builder, opcode)(left, right))
+    def _binary(self, opcode, other):
+        return Int(self.code, getattr(self.code.builder, opcode)(self.value, self.code.int(other).value))
 
     def __add__(self, other):
         return self._binary("add", other)
@@ -94,20 +79,14 @@ class Int:
     def __rshift__(self, other):
         return self._binary("ashr", other)
 
-    def __floordiv__(self, other):
-        return self._binary("udiv", other)  # of numbers that are not negative
-
     def __radd__(self, other):
         return self._binary("add", other)
-
-    def __rsub__(self, other):
-        return self._binary("sub", other, swap=True)
 
     def __rmul__(self, other):
         return self._binary("mul", other)
 
     def compare(self, relation: str, other):
-        """A condition for `code.when`: relation is "<", ">=", "==" and so on."""
+        """A condition for `code.select`: relation is "<", ">=", "==" and so on."""
         return self.code.builder.icmp_signed(relation, self.value, self.code.int(other).value)
 
 
@@ -171,7 +150,7 @@ class Variable:
 
     def __init__(self, code: Code, initial):
         self.code, self.kind = code, type(initial)
-        self.slot = cgutils.alloca_once(code.builder, initial.value.type)
+        self.slot = code.slot(initial.value.type)
         self.set(initial)
 
     def get(self):
@@ -186,6 +165,16 @@ class Code:
 
     def __init__(self, context, builder):
         self.context, self.builder = context, builder
+
+    def _declared(self, name, kind):
+        """A function that LLVM or the system provides."""
+        known = self.builder.module.globals.get(name)
+        return known or ir.Function(self.builder.module, kind, name)
+
+    def slot(self, kind):
+        """Room for a value of that type, at the beginning of the function that is being written."""
+        with self.builder.goto_entry_block():
+            return self.builder.alloca(kind)
 
     # constants and conversions
 
@@ -229,7 +218,7 @@ class Code:
     def prefetch(self, address, offset: int = 0, level: int = 2, to_write: bool = False) -> None:
         """Asks for the cache line at that address, which need not be a valid one, into the cache of that level."""
         kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), I32, I32, I32])
-        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        function = self._declared("llvm.prefetch.p0", kind)
         numbers = [ir.Constant(I32, n) for n in (int(to_write), 4 - level, 1)]  # write, locality (3 is the L1), data
         self.builder.call(function, [self._at(address, offset, I8), *numbers])
 
@@ -243,7 +232,7 @@ class Code:
 
     def _call(self, name, result, *args):
         function = ir.FunctionType(result, [arg.type for arg in args])
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, function, name), args)
+        return self.builder.call(self._declared(name, function), args)
 
     def fma(self, a, b, c) -> Vector:
         """a * b + c: one instruction where the CPU has it, two where it has not."""
@@ -265,9 +254,6 @@ class Code:
 
     def absolute(self, x) -> Vector:
         return Vector(self, self._call(f"llvm.fabs.v{x.lanes}f32", x.value.type, x.value))
-
-    def copysign(self, x, sign) -> Vector:
-        return Vector(self, self._call(f"llvm.copysign.v{x.lanes}f32", x.value.type, x.value, sign.value))
 
     def round_and_scale(self, t):
         """For t lane by lane: (t, n, scale), n the nearest whole number and scale(p) = p * 2**n.
@@ -299,19 +285,6 @@ class Code:
 
         return t, shifted - magic, scale
 
-    def sum(self, x):
-        """The sum of all lanes, a scalar, added in halves."""
-        lanes, value = WIDTH, x.value
-        while lanes > 1:
-            lanes //= 2
-            undefined = ir.Constant(value.type, ir.Undefined)
-            low = self.builder.shuffle_vector(value, undefined, ir.Constant(ir.VectorType(I32, lanes), list(range(lanes))))
-            high = self.builder.shuffle_vector(
-                value, undefined, ir.Constant(ir.VectorType(I32, lanes), list(range(lanes, 2 * lanes)))
-            )
-            value = self.builder.fadd(low, high)
-        return self.builder.extract_element(value, ir.Constant(I32, 0))
-
     # what happens when the program runs
 
     def variable(self, initial) -> Variable:
@@ -320,11 +293,10 @@ class Code:
     @contextlib.contextmanager
     def loop(self, count):
         """The body once for each i in range(count)."""
-        with cgutils.for_range(self.builder, self.int(count).value, intp=I64) as iteration:
-            yield Int(self, iteration.index)
+        from numba.core.cgutils import for_range
 
-    def when(self, condition):
-        return self.builder.if_then(condition)
+        with for_range(self.builder, self.int(count).value, intp=I64) as iteration:
+            yield Int(self, iteration.index)
 
     def switch(self, value, options):
         """For each option: the code to run where value equals it. Other values run nothing."""
@@ -339,34 +311,128 @@ class Code:
         self.builder.position_at_end(end)
 
 
-# -- staged functions, and the vector type in Numba -------------------------------------------------------------------
+# -- functions for Numba ----------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def numba_type(kind):
+    """Numba's type for an argument: a number, a register, or a group of numbers."""
+    from numba import types
+
+    if isinstance(kind, str):
+        return _vector_type() if kind == float32xN else getattr(types, kind)
+    fields = [numba_type(kind_of(annotation)) for _, annotation in fields_of(kind)]
+    return types.BaseTuple.from_types(fields, kind)
+
+
+def kind_of(annotation):
+    """What a field with that annotation is in the running program."""
+    return annotation if hasattr(annotation, "_fields") else float32 if is_real(annotation) else int64
+
+
+@functools.cache
+def _vector_type():
+    """Numba's type for WIDTH float32 numbers in one register; made known to it, operators included, when first asked for."""
+    from numba import types
+    from numba.extending import models, overload, register_model
+
+    class Float32Vector(types.Type):
+        def __init__(self):
+            super().__init__(name=float32xN)
+
+    @register_model(Float32Vector)
+    class Float32VectorModel(models.PrimitiveModel):
+        def __init__(self, manager, fe_type):
+            super().__init__(manager, fe_type, VECTOR)
+
+    vector = Float32Vector()
+
+    def define(function, implementation):
+        @overload(function)
+        def overloaded(x, y):
+            return (lambda x, y: implementation(x, y)) if x is vector and y is vector else None
+
+    for function in (operator.add, operator.sub, operator.mul, operator.truediv):
+        define(function, staged(float32xN, float32xN, float32xN)(lambda code, x, y, function=function: function(x, y)))
+    return vector
+
+
+def _refreshed():
+    """Numba's context of types, which has read what was made known since it last looked."""
+    from numba.core.registry import cpu_target
+
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
+    return cpu_target.typing_context
+
+
+class Staged:
+    """A staged function: `function(code, *arguments)` writes the code of a call. Numba asks for `_numba_type_`."""
+
+    def __init__(self, function, result, arguments):
+        self.function, self.result, self.arguments = function, result, arguments
+
+    def _received(self, code, kind, value):
+        """An argument as the staged function sees it."""
+        if kind == float32xN:
+            return Vector(code, value)
+        if isinstance(kind, str):
+            return Int(code, value) if kind == int64 else value
+        parts = [code.builder.extract_value(value, i) for i in range(len(kind._fields))]
+        return kind(*[self._received(code, kind_of(a), part) for (_, a), part in zip(fields_of(kind), parts, strict=True)])
+
+    def _write(self, context, builder, _signature, values):
+        code = Code(context, builder)
+        received = [self._received(code, kind, value) for kind, value in zip(self.arguments, values, strict=True)]
+        result = self.function(code, *received)
+        if self.result == void:
+            return context.get_dummy_value()
+        return result.value if isinstance(result, (Int, Vector)) else result
+
+    @functools.cached_property
+    def _numba_type_(self):
+        from numba.extending import intrinsic
+
+        signature = numba_type(self.result)(*map(numba_type, self.arguments))
+
+        def typed(typing_context, *given):
+            return signature, self._write
+
+        names = ["typing_context"] + [f"argument_{i}" for i in range(len(self.arguments))]
+        typed.__signature__ = inspect.Signature([inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names])
+        typed.__name__ = typed.__qualname__ = self.function.__name__
+        typed.__doc__ = self.function.__doc__
+        self._intrinsic = intrinsic(typed)  # Numba itself refers to it only weakly
+        return _refreshed().resolve_value_type(self._intrinsic)
 
 
 def staged(result, *arguments):
-    """Turns function(code, *values) into a function that @njit code can call; see the head of this file."""
+    """Turns function(code, *values) into a function that compiled code can call; see the head of this file."""
+    return lambda function: Staged(function, result, arguments)
 
-    def wrap(code, kind, value):
-        return Vector(code, value) if kind is float32xN else Int(code, value) if kind is int64 else value
 
-    def decorate(function):
-        def codegen(context, builder, signature, args):
-            code = Code(context, builder)
-            given = [wrap(code, kind, value) for kind, value in zip(arguments, args, strict=True)]
-            value = function(code, *given)
-            if result is void:
-                return context.get_dummy_value()
-            return value.value if isinstance(value, (Int, Vector)) else value
+class Jitted:
+    """A function for compiled code to call, and for Python, which runs it as it stands."""
 
-        def typed(typing_context, *given):
-            return result(*arguments), codegen
+    def __init__(self, function):
+        self.function = function
+        functools.update_wrapper(self, function)
 
-        names = ["typing_context"] + [f"argument_{i}" for i in range(len(arguments))]
-        typed.__signature__ = inspect.Signature([inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names])
-        typed.__name__ = typed.__qualname__ = function.__name__
-        typed.__doc__ = function.__doc__
-        return intrinsic(typed)
+    def __call__(self, *arguments):
+        return self.function(*arguments)
 
-    return decorate
+    @functools.cached_property
+    def _numba_type_(self):
+        import numba
+
+        self._dispatcher = numba.njit(error_model="numpy")(self.function)  # Numba itself refers to it only weakly
+        template = self._dispatcher.get_call_template
+        # Compiled once, not once more for each place where an argument is a constant.
+        self._dispatcher.get_call_template = lambda args, kws: template([numba.types.unliteral(a) for a in args], kws)
+        return self._dispatcher._numba_type_
+
+
+njit = Jitted
 
 
 @staged(float32xN, int64)
@@ -406,17 +472,6 @@ def load_int(code, address):
     return code.load_int(address)
 
 
-@staged(int64, int64, int64)
-def get(code, row, column):
-    """That column of a row of the table of steps."""
-    return code.load_int(row + column * 8)
-
-
-@staged(float32, int64, int64)
-def get_float(code, row, column):
-    return code.builder.load(code._at(row + column * 8, 0, F32), align=4, typ=F32)
-
-
 @staged(void, int64, int64)
 def store_int(code, address, value):
     code.builder.store(value.value, code._at(address, 0, I64), align=8)
@@ -436,49 +491,3 @@ def fma(code, a, b, c):
 @staged(float32xN, float32xN, float32xN)
 def maximum(code, x, y):
     return code.maximum(x, y)
-
-
-@staged(float32, float32xN)
-def horizontal_sum(code, x):
-    return code.sum(x)
-
-
-@staged(float32xN, float32xN, float32xN)
-def _add(code, x, y):
-    return x + y
-
-
-@staged(float32xN, float32xN, float32xN)
-def _subtract(code, x, y):
-    return x - y
-
-
-@staged(float32xN, float32xN, float32xN)
-def _multiply(code, x, y):
-    return x * y
-
-
-@staged(float32xN, float32xN, float32xN)
-def _divide(code, x, y):
-    return x / y
-
-
-def _operator(function, implementation):
-    @overload(function)
-    def overloaded(x, y):
-        if x is float32xN and y is float32xN:
-            return lambda x, y: implementation(x, y)
-        return None
-
-
-def _register_operators():
-    for function, implementation in (
-        (operator.add, _add),
-        (operator.sub, _subtract),
-        (operator.mul, _multiply),
-        (operator.truediv, _divide),
-    ):
-        _operator(function, implementation)
-
-
-_register_operators()

@@ -5,7 +5,7 @@ Plain meaning, with one row of zeros below the picture and one column right of i
     out[y, x, :] = activation(sum over c, i, j of picture[c, 2y + i, 2x + j] * weight[c, i, j, :] + bias)
 
 It is a matrix product with 27 inputs for a position (3 colours), which lie 2 numbers apart for neighbouring positions. So it is
-done as one, with a tile of 8 positions times up to 3 registers of channels (as in pointwise.py), straight from the
+done as one, with a tile of 8 positions times up to 3 registers of channels (as in product.py), straight from the
 picture's own NCHW layout: nothing is unfolded. The three rows of each colour that an output row needs are copied to the
 thread's scratch first, 3% of the work, so that the zeros at the edges need no case of their own.
 
@@ -15,112 +15,168 @@ and it never goes to memory. Only where hidden states are wanted is it a step of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 
-from effnet_np.kernels import table
-from effnet_np.kernels.activations import FUSED, activate, fused
-from effnet_np.kernels.native import caller, native
-from effnet_np.kernels.pointwise import INFINITY, group_start
-from effnet_np.kernels.simd import float32, get, get_float, int64, load, load_scalar, staged, store, store_scalar, void
-from effnet_np.kernels.table import CLAMP, SWISH
-from effnet_np.kernels.target import BYTES, REGISTERS, WIDTH
+from effnet_np.kernels.activations import FUSED, fused
+from effnet_np.kernels.arena import FeatureMap
+from effnet_np.kernels.kernel import function, kernel
+from effnet_np.kernels.product import Shape, map_at, pack_matrix
+from effnet_np.kernels.record import Activation, Address, Bytes, Count, Function, Map, Step
+from effnet_np.kernels.simd import int64, load, load_scalar, njit, splat, staged, store, store_scalar, void
+from effnet_np.kernels.target import BYTES, REGISTERS, VECTORS, WIDTH
+from effnet_np.kernels.tiling import Share, band_of, ceil_div, cut, equal_tiles, in_registers, second_pass, share_of
 
-ROWS = 8 if REGISTERS == 32 else 4
+HEIGHT = 8 if REGISTERS == 32 else 4  # positions of a tile
 ZERO = np.float32(0)
 
 
-def _tile(vectors):
-    @staged(void, *[int64] * 11, float32, float32)
-    def tile(code, count, size, image, row_bytes, plane_bytes, channels, b, bias, c, c_plane, act, low, high):
-        for r in code.switch(size, range(1, ROWS + 1)):
+class StemLayer(NamedTuple):
+    """The picture, and the weights of the convolution."""
+
+    image: Address  # (C, H, W); compiled.py puts in that of the picture in hand
+    channels: Count
+    height: Count
+    width: Count
+    row: Bytes  # of a row with its zeros, as it is copied
+    weights: Address
+    bias: Address
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stem(Step):
+    """The stem as a step of its own. A task: a band of rows of a group of channel blocks."""
+
+    stem_layer: StemLayer
+    channels: Count  # of the output, (H, W):
+    height: Count
+    width: Count
+    target: Map
+    activation: Activation
+    stem_row: Function = "stem_row"
+
+    @property
+    def flops(self):
+        return stem_flops(self.stem_layer, self.channels, self.height * self.width)
+
+    @property
+    def floats(self):
+        picture = self.stem_layer.channels * self.stem_layer.height * self.stem_layer.width
+        return picture + self.channels * self.height * self.width
+
+    @property
+    def scratch(self):
+        return stem_scratch(self.stem_layer)
+
+
+# -- planning ----------------------------------------------------------------------------------------------------------
+
+
+def stem_flops(layer: StemLayer, channels: int, pixels: int) -> int:
+    return 2 * 9 * layer.channels * channels * pixels
+
+
+def stem_scratch(layer: StemLayer) -> int:
+    """Bytes for the three padded rows of each colour; reads of a tile may go a little further."""
+    return 3 * layer.channels * layer.row + 256
+
+
+def pack(weights) -> None:
+    rows = 9 * weights.config.num_channels  # colour by colour, the 9 numbers of its window
+    folded = weights.fold("embeddings.convolution", "embeddings.batchnorm", 1.0, weights.inner)
+    pack_matrix(weights, "stem", rows, weights.config.stem_channels, folded, rows=rows)
+
+
+def stem_layer(net, height: int, width: int) -> StemLayer:
+    """For an image of (height, width)."""
+    row = ceil_div(width + 2, 16) * 64
+    weights, bias = net.weights.at("stem"), net.weights.at(("stem", "bias"))
+    return StemLayer(None, net.config.num_channels, height, width, row, weights, bias)
+
+
+def plan(net, layer: StemLayer, target: FeatureMap) -> Stem:
+    return Stem(
+        cut=cut(target.blocks, min(target.height, 16), bands_first=False),
+        stem_layer=layer,
+        channels=target.channels,
+        height=target.height,
+        width=target.width,
+        target=target.map,
+        activation=net.activation,
+    )
+
+
+# -- the kernel --------------------------------------------------------------------------------------------------------
+
+
+@staged(void, Shape, int64, Map, StemLayer, Map, Activation)
+def _tiles(code, shape, count, rows, layer, target, activation):
+    """`count` tiles of `shape.pixels` positions each, from the padded rows; a `rows.plane` holds one colour's three."""
+    low, high = code.splat(activation.low), code.splat(activation.high)
+    for halves in code.switch(shape.halves, range(2, 2 * VECTORS + 1, 2)):
+        vectors = halves // 2
+        for positions in code.switch(shape.pixels, range(1, HEIGHT + 1)):
             with code.loop(count) as number:
-                first = [code.load(bias, v * BYTES) for v in range(vectors)]
-                sums = [[code.variable(first[v]) for v in range(vectors)] for _ in range(r)]
-                with code.loop(channels) as channel:
-                    pb = b + channel * (9 * vectors * BYTES)
+                bias = [code.load(layer.bias, v * BYTES) for v in range(vectors)]
+                sums = [[code.variable(bias[v]) for v in range(vectors)] for _ in range(positions)]
+                with code.loop(layer.channels) as channel:
+                    panel = layer.weights + channel * (9 * vectors * BYTES)
                     for i in range(3):
-                        pa = image + number * (8 * r) + channel * plane_bytes + row_bytes * i
+                        window = rows.address + number * (8 * positions) + channel * rows.plane + rows.row * i
                         for j in range(3):
-                            weights = [code.load(pb, ((3 * i + j) * vectors + v) * BYTES) for v in range(vectors)]
-                            for o in range(r):
-                                x = code.load_splat(pa, 8 * o + 4 * j)
+                            weights = [code.load(panel, ((3 * i + j) * vectors + v) * BYTES) for v in range(vectors)]
+                            for p in range(positions):
+                                x = code.load_splat(window, 8 * p + 4 * j)
                                 for v in range(vectors):
-                                    sums[o][v].set(code.fma(x, weights[v], sums[o][v].get()))
-                lo, hi = code.splat(low), code.splat(high)
-                target = c + number * (r * BYTES)
-                for mode in code.switch(act, FUSED):
+                                    sums[p][v].set(code.fma(x, weights[v], sums[p][v].get()))
+                to = target.address + number * (positions * BYTES)
+                for mode in code.switch(activation.code, FUSED):
                     for v in range(vectors):
-                        for o in range(r):
-                            y = sums[o][v].get()
-                            y = fused(code, mode, y, lo, hi)
-                            code.store(target + c_plane * v, y, o * BYTES)
-
-    return tile
+                        for p in range(positions):
+                            code.store(to + target.plane * v, fused(code, mode, sums[p][v].get(), low, high), p * BYTES)
 
 
-_tile1, _tile2, _tile3 = _tile(1), _tile(2), _tile(3)
-
-
-@native(7)
-def stem_row(row, r, b0, vectors, scratch, target, plane):
-    """Row r of the stem's output for `vectors` blocks of channels from b0 on."""
-    channels, image_height, image_width = get(row, table.CHANNELS), get(row, table.IMAGE_HEIGHT), get(row, table.IMAGE_WIDTH)
-    pixels, image, row_bytes = get(row, table.WIDTH_), get(row, table.SOURCE), get(row, table.STEM_ROW)
-    act, low, high = get(row, table.ACTIVATION), get_float(row, table.LOW), get_float(row, table.HIGH)
-    for c in range(channels):
+@njit
+def copy_rows(layer, y, target):
+    """The three rows of each colour that row `y` of the output looks at, with zeros behind them, one after another."""
+    for c in range(layer.channels):
         for i in range(3):
-            to = scratch + (c * 3 + i) * row_bytes
+            to = target + (c * 3 + i) * layer.row
             copied = 0
-            if 2 * r + i < image_height:
-                source = image + (c * image_height + 2 * r + i) * image_width * 4
-                for x in range(image_width // WIDTH):
+            if 2 * y + i < layer.height:
+                source = layer.image + (c * layer.height + 2 * y + i) * layer.width * 4
+                for x in range(layer.width // WIDTH):
                     store(to + x * BYTES, load(source + x * BYTES))
-                copied = image_width // WIDTH * WIDTH
-                for x in range(copied, image_width):
+                copied = layer.width // WIDTH * WIDTH
+                for x in range(copied, layer.width):
                     store_scalar(to + 4 * x, load_scalar(source + 4 * x))
-                copied = image_width
-            for x in range(copied, image_width + 1):
+                copied = layer.width
+            for x in range(copied, layer.width + 1):
                 store_scalar(to + 4 * x, ZERO)
-    n = (pixels + ROWS - 1) // ROWS
-    size = pixels // n
-    larger = pixels - size * n
-    mode, lo, hi = act, low, high
-    if act > SWISH:
-        mode, lo, hi = CLAMP, -INFINITY, INFINITY
-    weight = get(row, table.WEIGHT) + b0 * (channels * 9 * BYTES)
-    bias = get(row, table.EXPAND_BIAS) + b0 * BYTES
-    done = 0
-    for part in range(2):
-        rows, count = (size + 1, larger) if part == 0 else (size, n - larger)
+
+
+@function(StemLayer, int64, int64, Share, int64, Map, Activation)
+def stem_row(layer, y, pixels, share, scratch, target, activation):
+    """Row y of the stem's output, for the blocks of channels of this task's share."""
+    copy_rows(layer, y, scratch)
+    rows = Map(scratch, layer.row, 3 * layer.row)
+    weights, bias = layer.weights + share.first_block * (layer.channels * 9 * BYTES), layer.bias + share.first_block * BYTES
+    here = StemLayer(layer.image, layer.channels, layer.height, layer.width, layer.row, weights, bias)
+    now = in_registers(activation)
+    for size, count, first in equal_tiles(pixels, HEIGHT):
         if count > 0:
-            to, a = target + done * BYTES, scratch + done * 8
-            if vectors == 3:
-                _tile3(count, rows, a, row_bytes, 3 * row_bytes, channels, weight, bias, to, plane, mode, lo, hi)
-            elif vectors == 2:
-                _tile2(count, rows, a, row_bytes, 3 * row_bytes, channels, weight, bias, to, plane, mode, lo, hi)
-            else:
-                _tile1(count, rows, a, row_bytes, 3 * row_bytes, channels, weight, bias, to, plane, mode, lo, hi)
-            done += rows * count
-    if mode != act:
-        for v in range(vectors):
-            for x in range(pixels):
-                p = target + v * plane + x * BYTES
-                store(p, activate(act, load(p)))
+            window = Map(rows.address + first * 8, rows.row, rows.plane)
+            _tiles(Shape(2 * share.vectors, 1, size), count, window, here, map_at(target, 0, first), now)
+    if now.code != activation.code:
+        second_pass(activation, target, share.vectors, 1, pixels, splat(ZERO))
 
 
-call_stem_row = caller(7)
-
-
-@native(3)
-def stem(row, task, scratch):
-    """A task: a band of rows of the stem's output, for a network whose stem is wanted by itself."""
-    groups, blocks, bands = get(row, table.GROUPS), get(row, table.BLOCKS), get(row, table.BANDS)
-    group, band = task % groups, task // groups
-    b0 = group_start(group, groups, blocks)
-    vectors = group_start(group + 1, groups, blocks) - b0
-    height, width = get(row, table.HEIGHT), get(row, table.WIDTH_)
-    plane = get(row, table.TARGET_PLANE)
-    for r in range(band * height // bands, (band + 1) * height // bands):
-        call_stem_row(
-            get(row, table.ROWS), row, r, b0, vectors, scratch, get(row, table.TARGET) + b0 * plane + r * width * BYTES, plane
-        )
+@kernel(Stem)
+def stem(step, task, scratch):
+    share = share_of(step.cut, task)
+    first, last = band_of(step.height, step.cut, share.band)
+    for y in range(first, last):
+        target = map_at(step.target, share.first_block, y * step.width)
+        stem_row(step.stem_row, step.stem_layer, y, step.width, share, scratch, target, step.activation)

@@ -1,0 +1,66 @@
+"""Into how many bands of rows or positions a step is cut: enough for every thread to have its share, and no more."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+from effnet_np.kernels.tiling import group_edges
+
+
+def makespan(tasks: list[float], threads: int) -> float:
+    """When the last of the tasks is done, if each thread takes the next one whenever it is free."""
+    free = [0.0] * threads
+    for cost in tasks:
+        first = min(range(threads), key=free.__getitem__)
+        free[first] += cost
+    return max(free)
+
+
+def best_bands(most: int, tasks_for) -> int:
+    """How many bands to cut into: more give every thread its share, but each costs something. `tasks_for(bands)`: costs.
+
+    The answer must not depend on the number of threads, because sums over a band are added up band by band and the
+    result is to be the same for any number. So it is the one that is good for one, two, four and eight.
+    """
+    best, best_cost = 1, math.inf
+    for bands in sorted({b for b in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16) if b <= most} | {most}):
+        tasks = tasks_for(bands)
+        cost = sum(weight * threads * makespan(tasks, threads) for threads, weight in ((1, 1.0), (2, 1.0), (4, 0.5), (8, 0.25)))
+        if cost < best_cost * 0.999:
+            best, best_cost = bands, cost
+    return best
+
+
+def group_sizes(blocks: int) -> list[int]:
+    edges = group_edges(blocks)
+    return [last - first for first, last in zip(edges, edges[1:], strict=False)]
+
+
+@functools.lru_cache(maxsize=4096)
+def depthwise_bands(blocks: int, input_cycles: int, output_cycles: int, window) -> int:
+    """For an expansion and its depthwise convolution: for every register of input so many cycles, and of output."""
+    sizes = group_sizes(blocks)
+
+    def tasks_for(bands):
+        tasks = []
+        for band in range(bands):
+            y0, y1 = band * window.out_height // bands, (band + 1) * window.out_height // bands
+            first = y0 * window.stride - window.pad
+            rows_in = min(window.height, (y1 - 1) * window.stride - window.pad + window.kernel) - max(0, first)
+            cycles = rows_in * window.width * input_cycles + (y1 - y0) * window.out_width * output_cycles
+            tasks += [size * cycles + 1000 for size in sizes]
+        return tasks
+
+    return best_bands(min(window.out_height, 16), tasks_for)
+
+
+@functools.lru_cache(maxsize=4096)
+def product_bands(blocks: int, depth: int, pixels: int, folding: float) -> int:
+    """For a projection: `folding` cycles to multiply one register of weights by a gate, in each band anew."""
+
+    def tasks_for(bands):
+        spans = [(band + 1) * pixels // bands - band * pixels // bands for band in range(bands)]
+        return [size * depth * (span + folding) + 500 for size in group_sizes(blocks) for span in spans]
+
+    return best_bands(min(16, max(1, pixels // 24)), tasks_for)
