@@ -295,3 +295,23 @@ assert "numba" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_version_of_the_stories_gives_the_same():
+    command = [sys.executable, "-m", "effnet_np.kernels.versions", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "all results match" in done.stdout
+
+
+def test_a_version_that_differs_is_named():
+    from effnet_np.kernels.versions import __main__ as versions
+
+    class Story:
+        CASES, NAMES = {"2 x 2": None}, ("loops", "wrong")
+
+        def results(case):
+            return [np.ones(4), np.ones(4) + 1e-3]
+
+    with pytest.raises(SystemExit, match="2 x 2: 'wrong' differs from the loops by 1.0e-03"):
+        versions.check([Story])

@@ -89,6 +89,7 @@ def test_what_is_installed(installed):
     for name in (
         "py.typed",
         "kernels/__init__.py",
+        "kernels/versions/__main__.py",
         "weights/imagenet-1k-id2label.json",
         "weights/manifest.json",
         "weights/foreign.py",
