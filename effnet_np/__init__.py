@@ -5,8 +5,9 @@
 {'label': 'tiger cat', 'index': 282, 'score': 0.385...}
 """
 
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if not Path(__file__).with_name("kernels").exists():
     # A clone that Python imports as it stands: kernels/ and weights/ are beside this folder, and inside of it once installed.
@@ -15,30 +16,41 @@ if not Path(__file__).with_name("kernels").exists():
 from effnet_np.hf_config import EfficientNetConfig
 from effnet_np.images.processor import EfficientNetImageProcessor
 from effnet_np.inference.classify import classify
-from effnet_np.inspection.compare import compare
-from effnet_np.inspection.explain import class_activation_map, explain
-from effnet_np.inspection.summary import summary
-from effnet_np.inspection.with_torch import compare_with_torch
 from effnet_np.model import EfficientNetForImageClassification, EfficientNetModel
-from effnet_np.tracing.trace import Trace
 from effnet_np.version import __version__
 
 if TYPE_CHECKING:
+    from effnet_np.inspection.compare import compare
+    from effnet_np.inspection.explain import class_activation_map, explain
+    from effnet_np.inspection.summary import summary
+    from effnet_np.inspection.with_torch import compare_with_torch
+    from effnet_np.tracing.trace import Trace
     from effnet_np.training.backward import backward
     from effnet_np.training.finetune import finetune
 
+# What looks inside and what learns is imported when it is first asked for: who only classifies does not wait for it.
+_LATER = {
+    "Trace": "tracing.trace",
+    "backward": "training.backward",
+    "class_activation_map": "inspection.explain",
+    "compare": "inspection.compare",
+    "compare_with_torch": "inspection.with_torch",
+    "explain": "inspection.explain",
+    "finetune": "training.finetune",
+    "summary": "inspection.summary",
+}
 
-def __getattr__(name):
-    """What learns is imported when it is first asked for: who only classifies does not wait for it."""
-    if name == "backward":
-        from effnet_np.training.backward import backward
 
-        return backward
-    if name == "finetune":
-        from effnet_np.training.finetune import finetune
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'effnet_np' has no attribute {name!r}")
+    value = getattr(import_module(f"effnet_np.{_LATER[name]}"), name)
+    globals()[name] = value
+    return value
 
-        return finetune
-    raise AttributeError(f"module 'effnet_np' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def compile(model, threads=None):

@@ -112,10 +112,10 @@ def test_types(installed, tmp_path):
 
 
 def test_the_reading_path_stays_short():
-    """Architecture, operations, module, layers and model are to be read in an evening: at most 850 lines that are not blank."""
+    """Architecture, operations, module, layers and model are to be read in an evening: at most 800 lines that are not blank."""
     names = ("architecture", "ops", "module", "layers", "model")
     lines = [line for name in names for line in (ROOT / "effnet_np" / f"{name}.py").read_text().splitlines() if line.strip()]
-    assert len(lines) <= 850
+    assert len(lines) <= 800
 
 
 def test_the_manifest_agrees_with_the_presets():
