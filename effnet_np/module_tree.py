@@ -44,7 +44,7 @@ def _facts(layer: Any) -> list[str]:
     for name, value in vars(layer).items():
         if name.startswith("_") or name == "training" or name in layer._parameters + layer._buffers:
             continue
-        if isinstance(value, (int, float, tuple)):
+        if isinstance(value, (int, float, tuple)) and not isinstance(value, bool):
             facts.append(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
         elif name == "function":
             facts.append(getattr(value, "__name__", type(value).__name__))

@@ -6,7 +6,7 @@ A file may come from a stranger: what it claims is held against what it is befor
 
 What an .h5 file holds is said in h5_writer.py.
 
-A folder is three files, which cannot be renamed at once. So all that one save writes bears the same random id, `SAVE_ID`,
+A folder is three files, which cannot be renamed at once. So all that one save writes bears the same digest, `SAVE_ID`,
 config.json is exchanged first and the weights last, and whoever reads files of two saves reads again: a save is going on, or
 was killed, and then the folder is refused. Folders that others wrote have no id, and are taken as they are.
 """
@@ -14,8 +14,8 @@ was killed, and then the folder is refused. Folders that others wrote have no id
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
-import secrets
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ import numpy as np
 
 from effnet_np.checkpoints.files import json_text, naming, open_in_folder, parse_json, read_json, replacing, sync
 from effnet_np.checkpoints.h5_file import H5File
-from effnet_np.checkpoints.h5_writer import FORMAT_VERSION
+from effnet_np.checkpoints.h5_writer import FORMAT_VERSION, tensors_sha256
 from effnet_np.checkpoints.hub import WEIGHT_FILES, read_weight_map
 from effnet_np.checkpoints.safetensors_file import SafetensorsFile
 from effnet_np.checkpoints.torch_file import TorchFile
@@ -237,9 +237,12 @@ def save_model(model: Any, folder: str | os.PathLike) -> None:
     """Write model.safetensors, config.json and, where it is known, preprocessor_config.json, all of one save."""
     from safetensors.numpy import save
 
-    folder, save_id = Path(folder), {SAVE_ID: secrets.token_hex(16)}
-    config, processor = model.described()
+    folder, (config, processor) = Path(folder), model.described()
     config.pop("transformers_version", None)  # of who wrote the file that this model came from
+    said = json_text(config) + json_text(processor or {}) + tensors_sha256(model.state_dict())
+    save_id = {
+        SAVE_ID: hashlib.sha256(said.encode()).hexdigest()[:32]
+    }  # of what is saved, so that the same makes the same files
     # All texts before anything is written: what JSON cannot hold is an error.
     texts = {"preprocessor_config.json": json_text(processor | save_id)} if processor else {}
     texts["config.json"] = json_text(config | save_id)
