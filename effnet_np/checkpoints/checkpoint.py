@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -251,7 +252,7 @@ def save_model(model: Any, folder: str | os.PathLike) -> None:
     with _alone_in(folder), contextlib.ExitStack() as files:
         # All are on the disk before the first is renamed; the stack renames them last to first: config.json, then the others.
         temporary = files.enter_context(replacing(folder / "model.safetensors"))
-        temporary.write_bytes(save(tensors, metadata={"format": "pt"} | save_id))  # transformers insists on that word
+        temporary.write_bytes(_in_order(save(tensors, metadata={"format": "pt"} | save_id)))  # transformers insists on "pt"
         sync(temporary)
         if processor is None:
             files.push(lambda kind, *_: _remove_stale_processor(folder) if kind is None else None)
@@ -259,6 +260,15 @@ def save_model(model: Any, folder: str | os.PathLike) -> None:
             temporary = files.enter_context(replacing(folder / name))
             temporary.write_text(text, encoding="utf-8")
             sync(temporary)
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file whose metadata is sorted: the library writes it in an order that differs from call to call."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+    return data[:8] + text + data[8 + length :] if len(text) == length else data
 
 
 def _remove_stale_processor(folder: Path) -> None:
