@@ -82,9 +82,11 @@ def check_pixel_values(config: EfficientNetConfig, pixel_values: Any, dtype: Any
     if 0 in array.shape:
         raise ValueError(f"pixel_values of shape {array.shape} hold no pixels")
     config.check_image_size(*array.shape[2:])
+    with np.errstate(over="ignore"):  # a number of float64 may be infinite in float32
+        array = array.astype(dtype, copy=False)
     if not np.isfinite(array).all():
-        raise ValueError("pixel_values hold NaN or infinite numbers")
-    return array.astype(dtype, copy=False)
+        raise ValueError(f"pixel_values hold NaN or infinite numbers (in {array.dtype}, in which the model computes)")
+    return array
 
 
 def classification_loss(

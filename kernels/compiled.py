@@ -10,6 +10,7 @@ may call it; they take turns.
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import time
@@ -69,12 +70,12 @@ class _Bound:
         self.table = plan.bind(base, owner._weights.address, owner._functions, owner.threads)
         self.address, self.steps = self.table.ctypes.data, len(self.table)
         self.source = plan.image_word(self.table)  # where the image's address goes
-        self.image_bytes = 4 * owner.config.num_channels * plan.image[0] * plan.image[1]
+        self.image_bytes = 4 * owner._network.num_channels * plan.image[0] * plan.image[1]
         self._skip = base - arena.ctypes.data
         self.hidden = [self.view(plane) for plane in plan.hidden]
         self.last = self.view(plan.last) if plan.last else None
-        self.pooled = self.vector(plan.pooled, owner.config.head_channels)
-        self.logits = self.vector(plan.logits, owner.config.num_labels) if plan.logits is not None else self.pooled
+        self.pooled = self.vector(plan.pooled, owner._network.head_channels)
+        self.logits = self.vector(plan.logits, owner._network.num_labels) if plan.logits is not None else self.pooled
 
     def vector(self, offset: int, size: int) -> np.ndarray:
         start = (self._skip + offset) // 4
@@ -111,7 +112,8 @@ class CompiledEfficientNet:
             self._reference = model
             return
         self._functions = library.addresses()
-        self._weights = pack(model.state_dict(), model.config)
+        self._network = copy.deepcopy(model.config)  # what was packed: whatever becomes of `config`, no kernel reads beyond it
+        self._weights = pack(model.state_dict(), self._network)
         if not np.isfinite(self._weights.data).all():  # the kernels' arithmetic differs from NumPy's in what NaN it gives
             warnings.warn("some weights are NaN or infinite: the NumPy model answers instead of the kernels", stacklevel=3)
             self._reference = model
@@ -163,7 +165,7 @@ class CompiledEfficientNet:
         key = (height, width, hidden)
         bound = self._plans.get(key)
         if bound is None:
-            planned = plan(self.config, self._weights, height, width, hidden, not self.classifies)
+            planned = plan(self._network, self._weights, height, width, hidden, not self.classifies)
             if self._arena.nbytes < planned.arena_bytes + ALIGN:
                 self._plans.clear()  # their tables point into the arena that goes
                 self._arena = np.zeros(planned.arena_bytes // 4 + ALIGN, np.float32)
@@ -186,10 +188,10 @@ class CompiledEfficientNet:
         hidden = bool(config.output_hidden_states if output_hidden_states is None else output_hidden_states)
         images = pixel_values
         if not (type(images) is np.ndarray and images.dtype == np.float32 and images.ndim == 4 and images.flags.c_contiguous):
-            images = np.ascontiguousarray(check_pixel_values(config, images, np.float32))
+            images = np.ascontiguousarray(check_pixel_values(self._network, images, np.float32))
         count, channels, height, width = images.shape
-        if channels != config.num_channels or not images.size or not np.isfinite(images).all():
-            check_pixel_values(config, images, np.float32)  # which says what is wrong
+        if channels != self._network.num_channels or not images.size or not np.isfinite(images).all():
+            check_pixel_values(self._network, images, np.float32)  # which says what is wrong
         with self._lock:
             bound = self._bound(height, width, hidden)
             logits = np.empty((count, bound.logits.size), np.float32)
@@ -217,7 +219,7 @@ class CompiledEfficientNet:
 
     def profile(self, pixel_values, rounds: int = 30) -> list[tuple[str, float, int, int]]:
         """(kind, milliseconds, FLOP, bytes of its tensors) of each step for the first image, medians over the rounds."""
-        images = np.ascontiguousarray(check_pixel_values(self.config, pixel_values, np.float32))[:1]
+        images = np.ascontiguousarray(check_pixel_values(self._network, pixel_values, np.float32))[:1]
         self(images)
         began, first = time.perf_counter(), None
         rows = []

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import effnet_np
 from effnet_np.checkpoints import checkpoint, h5_writer
+from effnet_np.inference import classify as classify_module
 
 from helpers import CHELSEA, COFFEE
 
@@ -45,6 +47,7 @@ def source(kind, folder):
 
 SAVE = """
 import sys
+import threading
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_bad_days import save, small
@@ -111,6 +114,7 @@ def test_kill_9_at_any_moment(moment, tmp_path):
     h5_writer.save_h5(models[0], tmp_path / "model.h5")
     code = f"""
 import sys
+import threading
 from pathlib import Path
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from test_bad_days import save, small
@@ -149,6 +153,7 @@ def test_a_folder_is_read_as_one_while_it_is_saved_again_and_again(tmp_path):
     numbered(0).save_pretrained(tmp_path)
     code = f"""
 import sys
+import threading
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from test_bad_days import numbered
 models = [numbered(0), numbered(1)]
@@ -425,3 +430,58 @@ def test_a_file_that_shrinks_while_it_is_read(kind, tmp_path):
     with pytest.raises(ValueError, match=f"is damaged at {name}: it ends too early"):
         reader.read(name)
     reader.close()
+
+
+def nested(levels):
+    return [] if levels == 0 else [nested(levels - 1)]
+
+
+@pytest.mark.parametrize("kind", ["folder", "h5"])
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"id2label": {0: "\ud800", 1: "b"}}, "valid JSON"),
+        ({"id2label": {index: f"a label of many letters, number {index}" for index in range(60_000)}}, "larger than"),
+        ({"extra": nested(30)}, "more than 20 deep"),
+        ({"extra": [[]] * 20_001}, "more than 20000 objects and lists"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_saved(kind, fields, words, tmp_path):
+    small().save_pretrained(tmp_path) if kind == "folder" else h5_writer.save_h5(small(), tmp_path / "model.h5")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    model = small()
+    model.config = effnet_np.EfficientNetConfig(**{k: v for k, v in vars(CONFIG).items() if "label" not in k} | fields)
+    with pytest.raises(ValueError, match=words):
+        save(kind, model, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_that_is_being_saved_into_can_be_looked_at(tmp_path):
+    """Temporary files come and go in it between two looks."""
+    small().save_pretrained(tmp_path)
+    stop = threading.Event()
+
+    def come_and_go():
+        while not stop.is_set():
+            (tmp_path / ".model.safetensors.tmp").touch()
+            (tmp_path / ".model.safetensors.tmp").unlink()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(4000):
+            classify_module._fingerprint(tmp_path)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_folder_that_is_gone_is_named_and_no_temporary(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir("below")
+    os.rmdir("../below")
+    with pytest.raises(FileNotFoundError) as error:
+        h5_writer.save_h5(small(), "model.h5")
+    assert ".tmp" not in str(error.value)
+    assert "model.h5" in str(error.value)

@@ -464,3 +464,14 @@ def test_networks_of_five_channels_take_no_pictures():
     model.image_processor = EfficientNetImageProcessor(size=64)
     with pytest.raises(ValueError, match="this model takes 5: pass pixel_values"):
         effnet_np.classify(CHELSEA, model=model)
+
+
+def test_numbers_beyond_64_bits_are_as_good_as_endless(tmp_path):
+    picture = shutil.copy(CHELSEA, tmp_path)
+    expected = effnet_np.classify(picture)
+    for limit in (10**12, 1 << 70):
+        assert effnet_np.classify(picture, batch_size=1 << 70, max_pixels=limit) == expected
+    with pytest.raises(TypeError, match="max_pixels must be a whole number"):
+        effnet_np.classify(picture, max_pixels=1e6)
+    with pytest.raises(ValueError, match="must lie between 0 and 999"):
+        find_class(effnet_np.EfficientNetConfig.preset("b0"), "1" * 5000)

@@ -363,3 +363,26 @@ def test_help_reads_as_sentences(here, capsys):
         for wrong in ("for this cpu", "numpy, pytorch"):
             assert wrong not in text
         assert text.split("\n\n")[1][0].isupper()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed, tmp_path):
+    """What the shell closed is no fault, and no file that is written gets its number."""
+    shutil.copy(CHELSEA, tmp_path / "a.png")
+    shutil.copy(CHELSEA, tmp_path / "b.png")
+    command = f"'{sys.executable}' -m effnet_np classify a.png b.png - {closed}"
+    result = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, stdin=subprocess.DEVNULL, timeout=100)
+    assert result.returncode == 1, result  # stdin holds no picture
+    assert b"fault" not in result.stdout + result.stderr
+    assert (b"tiger cat" in result.stdout) == (">&-" not in closed.replace("2>&-", ""))
+    assert (b"is empty" in result.stderr) == ("2>&-" not in closed)
+
+
+def test_names_forge_no_lines_and_no_colours(here, capsys):
+    status, _, stderr = here("explain", "a\neffnet-np: all is well\x1b[2J.png", "-o", "x.png")
+    assert status == 1
+    assert "\x1b" not in stderr
+    assert [line.startswith("effnet-np: ") for line in stderr.splitlines()] == [True, False]
+    with pytest.raises(SystemExit):
+        main(["classify", "a.png", "--\x1b[31mpwned\n.jpg"])
+    assert r"unrecognized arguments: --\x1b[31mpwned\n.jpg" in capsys.readouterr().err

@@ -459,3 +459,27 @@ def test_a_compiled_model_says_what_it_is_and_where_the_rest_is():
         fast.to("cuda")
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         fast.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"width_coefficient": 3.0}, {"num_labels": 50_000}, {"num_channels": 4}, {"num_block_repeats": [9] * 7}],
+    ids=str,
+)
+def test_a_configuration_changed_afterwards_leads_no_kernel_astray(changes):
+    """Shapes are those of the weights that were packed: beyond them lies other memory."""
+    model = live(small())
+    fast, images = compile_model(model, threads=2), pictures(model.config)
+    expected = compile_model(model, threads=2)(images).logits
+    for name, value in changes.items():
+        setattr(model.config, name, value)
+    assert np.array_equal(fast(images).logits, expected)
+
+
+def test_numbers_that_become_infinite_in_float32_are_refused_by_both():
+    model = live(small())
+    images = pictures(model.config).astype(np.float64)
+    images[0, 0, 0, 0] = 1e300
+    for runner in (model, compile_model(model)):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            runner(images)

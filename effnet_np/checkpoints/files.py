@@ -201,9 +201,14 @@ def _deeper_than(value: Any, levels: int) -> bool:
     return levels < 0 or any(_deeper_than(item, levels - 1) for item in inner)
 
 
-def json_text(value: dict[str, Any]) -> str:
-    """JSON as it stands in files. Raises TypeError or ValueError for what JSON cannot hold, NaN and infinity included."""
-    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+def json_text(value: dict[str, Any], indent: int | None = 2) -> str:
+    """JSON as it stands in files. Raises TypeError or ValueError for what JSON cannot hold, NaN and infinity included.
+
+    Also for what `parse_json` would refuse: a file that is written is one that can be read.
+    """
+    text = json.dumps(value, indent=indent, sort_keys=indent is not None, allow_nan=False) + ("" if indent is None else "\n")
+    parse_json(text, "the configuration, as it would be written,")
+    return text
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -239,14 +244,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
-    except FileNotFoundError as error:
-        if error.filename == os.fspath(temporary) and not path.parent.is_dir():
-            raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}") from None
-        raise
     except OSError as error:
-        if error.filename == os.fspath(temporary):
-            raise type(error)(error.errno, error.strerror, os.fspath(path)) from error
-        raise
+        if error.filename != os.fspath(temporary):
+            raise
+        if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
+            raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}") from None
+        raise type(error)(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

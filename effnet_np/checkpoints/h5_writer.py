@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from effnet_np.checkpoints.files import replacing
+from effnet_np.checkpoints.files import json_text, replacing
 from effnet_np.version import __version__
 
 FORMAT_VERSION = 1
@@ -29,6 +28,8 @@ def save_h5(model: Any, path: str | os.PathLike, source: str = "", revision: str
     state, (config, processor) = model.state_dict(), model.described()
     id2label = config["id2label"]
     config = {key: value for key, value in config.items() if key not in ("id2label", "label2id")}
+    texts = {"config": json_text(config, None), "id2label": json_text(id2label, None)}
+    texts["image_processor"] = json_text(processor, None) if processor else ""
     digest = tensors_sha256(state)
     buffer = io.BytesIO()  # into memory first: where a disk is full, libhdf5 can only crash
     with h5py.File(buffer, "w", libver="earliest") as file:  # the form that h5_file.py and every HDF5 tool reads
@@ -36,9 +37,7 @@ def save_h5(model: Any, path: str | os.PathLike, source: str = "", revision: str
             file.create_dataset(name.replace(".", "/"), data=array)
         file.attrs["format_version"] = FORMAT_VERSION
         file.attrs["effnet_np_version"] = __version__
-        file.attrs["config"] = json.dumps(config)
-        file.attrs["id2label"] = json.dumps(id2label)
-        file.attrs["image_processor"] = json.dumps(processor) if processor else ""
+        file.attrs.update(texts)
         file.attrs["source"], file.attrs["revision"], file.attrs["sha256"] = source, revision, digest
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())

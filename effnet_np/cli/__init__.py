@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from effnet_np.cli import bench, classify, compare, explain, export, finetune, summary, trace, warmup
-from effnet_np.cli.common import say
+from effnet_np.cli.common import Parser, say
 from effnet_np.version import __version__
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -30,6 +30,7 @@ COMMANDS = (classify, explain, summary, export, finetune, trace, compare, warmup
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; give its exit status: 0, 1 where something failed, 2 for a wrong call, 130 for Ctrl-C."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):  # a terminal's encoding may lack a letter of a file's name
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -52,9 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1
 
 
+def _open_closed_streams() -> None:
+    """What a shell closed (`>&-`) leads nowhere. Otherwise a file that is written may get its number, and an error's text."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w" if number else "r", encoding="utf-8"))
+
+
 def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    whole = argparse.ArgumentParser(prog="effnet-np", description=DESCRIPTION, formatter_class=raw)
+    whole = Parser(prog="effnet-np", description=DESCRIPTION, formatter_class=raw)
     whole.add_argument("--version", action="version", version=f"effnet-np {__version__}")
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in COMMANDS:

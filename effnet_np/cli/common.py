@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from effnet_np.printable import printable
 
@@ -15,9 +15,17 @@ LAYERS_HELP = "only these layers, a pattern such as '*.blocks.3.*'; may be given
 Commands = argparse._SubParsersAction  # what a command adds itself to
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose errors repeat what was typed, or what the shell put in for `*`: names of files from strangers."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def say(text: object) -> None:
-    """To stderr, for a person."""
-    print(f"effnet-np: {printable(text, keep=chr(10))}", file=sys.stderr, flush=True)
+    """To stderr, for a person. Lines that follow are indented, so that no name with a line break makes a line of its own."""
+    lines = printable(text, keep="\n").replace("\n", "\n  ")
+    print(f"effnet-np: {lines}", file=sys.stderr, flush=True)
 
 
 def positive(text: str) -> int:

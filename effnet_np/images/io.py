@@ -95,7 +95,7 @@ def _name_and_data(source: Any, max_pixels: int) -> tuple[str, bytes | None]:
 
 def _max_bytes(max_pixels: int) -> int:
     """No picture of so many pixels needs more: 8 bytes each (RGBA of 16 bits), and a megabyte of facts about it."""
-    return 8 * max_pixels + (1 << 20)
+    return min(8 * max_pixels + (1 << 20), 1 << 34)
 
 
 def _read(path: Path, max_pixels: int) -> bytes:
@@ -106,7 +106,8 @@ def _read(path: Path, max_pixels: int) -> bytes:
     if not path.is_file():
         raise ValueError(f"{path} is a pipe or a device, which could be read for ever")
     with open(path, "rb") as file:
-        return file.read(_max_bytes(max_pixels) + 1)
+        size = os.fstat(file.fileno()).st_size  # `read` takes as much memory as it is asked to read, whatever there is
+        return file.read(min(size, _max_bytes(max_pixels)) + 1)
 
 
 def _named(name: str, function: Callable, *arguments: Any) -> Any:

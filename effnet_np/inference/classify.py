@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
+import stat
+import sys
 import threading
 import warnings
 import weakref
@@ -73,6 +76,7 @@ def classify(
     if top_k is not None:
         check_count("top_k", top_k, "None or ")
     check_count("batch_size", batch_size)
+    check_count("max_pixels", max_pixels)
     if function_to_apply is not None and function_to_apply not in FUNCTIONS:
         raise ValueError(f"function_to_apply must be None or one of {', '.join(FUNCTIONS)}, got {function_to_apply!r}")
     if not set(hub_options) <= set(hub.OPTIONS):
@@ -98,7 +102,7 @@ def answers(
 ) -> Iterator[list[Prediction] | Exception]:
     """For each image, in order, its predictions, or the exception that it ended in; `batch_size` images at a time."""
     images = iter(images)
-    while batch := list(islice(images, batch_size)):
+    while batch := list(islice(images, min(batch_size, sys.maxsize))):
         results: list[Any] = [_attempt(preprocess, runner, image, max_pixels) for image in batch]
         ready = [index for index, result in enumerate(results) if not isinstance(result, Exception)]
         inputs = [results[index] for index in ready]
@@ -215,9 +219,12 @@ class _Kept:
 
 
 def _fingerprint(path: Path) -> tuple:
-    entries: Iterable[Path] = sorted(path.iterdir()) if path.is_dir() else [path]
-    stats = ((entry.name, entry.stat()) for entry in entries if entry.is_file())
-    return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats)
+    found = []
+    for entry in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with contextlib.suppress(FileNotFoundError):  # a save that goes on has renamed it: the next look sees that
+            if stat.S_ISREG((facts := entry.stat()).st_mode):
+                found.append((entry.name, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
+    return tuple(found)
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
@@ -272,8 +279,8 @@ def find_class(config: Any, name: Any) -> int:
     """
     text = str(name).strip()
     if text.removeprefix("-").isdecimal() or not isinstance(name, str):
-        if isinstance(name, bool) or not text.isdecimal() or int(text) >= config.num_labels:
-            raise ValueError(f"class_index must lie between 0 and {config.num_labels - 1}, got {name!r}")
+        if isinstance(name, bool) or not text.isdecimal() or len(text) > 18 or int(text) >= config.num_labels:
+            raise ValueError(f"class_index must lie between 0 and {config.num_labels - 1}, got {name!r:.80}")
         return int(text)
     labels = {index: str(label) for index, label in config.id2label.items()}
     wanted = text.casefold()
