@@ -130,6 +130,19 @@ def a_file_of_a_terabyte_full_of_holes(path):
     return path / "a"
 
 
+@attack("the index of .* names more than 10000 arrays")
+def an_index_of_10_001_arrays(path):
+    return folder(path / "a", [f"output a{i} float32 - 0 a{i}.bin" for i in range(10_001)])
+
+
+@attack("holds more than 10000 .npy files")
+def a_folder_of_10_001_arrays_without_index(path):
+    (path / "a").mkdir()
+    for i in range(10_001):
+        (path / f"a/{i}.npy").touch()
+    return path / "a"
+
+
 @attack("not a readable .npz file")
 def an_npz_with_a_hundred_thousand_entries(path):
     return npz(path / "a.npz", *((f"{i:05}", b"") for i in range(100_000)))

@@ -1,8 +1,8 @@
 """Weights from and to files: .safetensors, .bin/.pth (read only) and .h5, sharded folders included. None of them runs code.
 
-A source is opened, its keys and shapes are compared with the configuration as sets, and only when all of them fit are
-numbers read, one tensor at a time. Files are written under a temporary name and renamed, so that a file is whole or absent.
-A file may come from a stranger: what it claims is held against what it is before memory is spent (SECURITY.md has the list).
+A source is opened and described; numbers are read one tensor at a time, when loading.py asks for them. Files are written
+under a temporary name and renamed, so that a file is whole or absent. A file may come from a stranger: what it claims is held
+against what it is before memory is spent (SECURITY.md has the list).
 
 What an .h5 file holds is said in h5_writer.py.
 

@@ -1,8 +1,9 @@
-"""What in a picture speaks for a class: class activation maps, and a picture that shows one.
+"""What in a picture speaks for a class: class activation maps, and the picture that shows one of these or other evidence.
 
 After the last convolution come a mean over all positions and a linear layer, and both are sums, which may change places: each
 position has a score of its own for a class, and the class's logit is the mean of these scores. That map is exact and needs no
-gradient (Zhou et al., "Learning Deep Features for Discriminative Localization", arXiv 1512.04150).
+gradient (Zhou et al., "Learning Deep Features for Discriminative Localization", arXiv 1512.04150). The other methods of
+`evidence` ask the gradient, or cover things up: training/evidence.py.
 
 Letters: `N` batch, `C` channels, `H` and `W` height and width; `h` and `w` the size of the last feature map (7 x 7 at 224).
 """
