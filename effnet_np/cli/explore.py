@@ -10,9 +10,9 @@ from typing import Any
 from effnet_np.cli.common import MODEL_HELP, PROCESSOR_HELP, Commands, picture, positive
 from effnet_np.printable import printable
 
-DESCRIPTION = """Open a page in the browser that shows the network at work on a picture: its answer, every layer's channels, and of any
-number the sum that made it, back to the pixels. The page is served by this command, on this machine, to this browser
-alone, until Ctrl-C. It needs: pip install 'effnet_np[explore]'
+DESCRIPTION = """Open a page in the browser that shows the network at work on a picture: its answer, every layer's channels, and
+of any number the sum that made it, back to the pixels. The page is served by this command, on this machine, to this
+browser alone, until Ctrl-C. It needs: pip install 'effnet_np[explore]'
 
   effnet-np explore photo.jpg --against golden.h5     beside a trace: the first layer that differs
   effnet-np explore photo.jpg -o page.html            one file that opens without a server"""
@@ -50,12 +50,12 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("a page as a file shows one picture: effnet-np explore photo.jpg -o page.html")
     if not 0 <= options.port < 65536:
         raise ValueError(f"--port must be a number below 65536, got {options.port}")
-    session, opening = _session(options)
+    session, opening, trace = _session(options)
     if options.image is not None:
         session.add_picture(_read(options.image), Path(options.image).name)
     if options.output is not None:
         return _export(session, opening, options.output)
-    explorer = Explorer(session, opening, options.port)
+    explorer = Explorer(session, opening, trace, options.port)
     print(
         f"{explorer.address}\nThe address is for this browser alone: whoever has it sees what you see. Ctrl-C ends it.",
         flush=True,
@@ -65,28 +65,45 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _session(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+def _session(options: argparse.Namespace) -> tuple[Any, dict[str, Any], Any]:
+    """The models, what the page is told at its opening, and the trace that stands beside, if there is one."""
     from effnet_np.explorer.session import Session
     from effnet_np.inference.classify import get_model
 
-    models = {options.model: get_model(options.model, options.processor)}
-    return Session(models, options.max_pixels), {"against": None}
+    models, trace = {options.model: get_model(options.model, options.processor)}, None
+    if options.against is not None:
+        trace, model = _against(options.against)
+        if model is not None:
+            models[options.against] = model
+    return Session(models, options.max_pixels), {"against": None if trace is None else Path(options.against).name}, trace
+
+
+def _against(source: str) -> tuple[Any, Any]:
+    """(trace, None) or (None, model): a path that can be read as a trace is one."""
+    from effnet_np.inference.classify import get_model
+    from effnet_np.tracing.trace import Trace
+
+    if not Path(source).exists():
+        return None, get_model(source)
+    try:
+        return Trace.load(source), None
+    except ValueError as no_trace:
+        try:
+            return None, get_model(source)
+        except ValueError as no_model:
+            raise ValueError(f"{source} is neither a trace ({no_trace}) nor a model ({no_model})") from no_model
 
 
 def _read(name: str) -> bytes:
     """The bytes of a picture; which picture they are is judged as for every other."""
-    from effnet_np.explorer.server import UPLOAD_BYTES
-
-    source = picture(name)
     if name == "-":
-        return source.read(UPLOAD_BYTES + 1)
+        return picture(name).read()
     path = Path(name)
     if not path.exists():
         raise FileNotFoundError(f"there is no picture {name}")
     if not path.is_file():
-        raise ValueError(f"{name} is no file")
-    with open(path, "rb") as file:
-        return file.read(UPLOAD_BYTES + 1)
+        raise ValueError(f"{name} is a folder, a pipe or a device, not a picture")
+    return path.read_bytes()
 
 
 def _export(session: Any, opening: dict[str, Any], output: str) -> int:

@@ -27,7 +27,7 @@ class Picture(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What of a picture reaches a network: its pixels, resized, uint8 (h, w, C), and where they lie: (top, left, height, width)."""
+    """What of a picture reaches a network: its pixels, resized, uint8 (h, w, C); their place: (top, left, height, width)."""
 
     pixels: np.ndarray
     region: tuple[float, float, float, float]
@@ -48,15 +48,6 @@ def webp(pixels: np.ndarray, side: int, quality: int) -> bytes:
     picture.thumbnail((side, side))
     file = io.BytesIO()
     picture.save(file, "WEBP", quality=quality)
-    return file.getvalue()
-
-
-def png(planes: np.ndarray) -> bytes:
-    """uint8 (H, W) as a grey PNG."""
-    import PIL.Image
-
-    file = io.BytesIO()
-    PIL.Image.fromarray(planes).save(file, "PNG", optimize=False, compress_level=6)
     return file.getvalue()
 
 

@@ -21,7 +21,9 @@ from effnet_np.training.tape import place as memory
 
 SCORES = "scores"  # the entry of what becomes of the logits: probabilities
 ALIAS = {"logits": "classifier", "efficientnet.pooler_output": "efficientnet.pooler"}  # fields that a whole run's trace has
-ALIAS["efficientnet.last_hidden_state"] = "efficientnet.encoder.top_activation"
+ALIAS |= dict.fromkeys(
+    ("efficientnet.last_hidden_state", "efficientnet.encoder.last_hidden_state"), "efficientnet.encoder.top_activation"
+)
 
 
 class Step(NamedTuple):
@@ -72,7 +74,7 @@ class Notes:
 
 
 class Recording:
-    """One part's operations in order: `operations` and `steps` by name, and `alias`: {a module's name: whose output it gives}."""
+    """One part's operations in order: `operations` and `steps` by name; `alias`: {a module's name: whose output it gives}."""
 
     def __init__(self, part: int, source: str, given: np.ndarray, trace: Trace, steps: Sequence[Step], last: str = ""):
         self.part, self.operations, self.steps = part, {}, {}
@@ -86,7 +88,7 @@ class Recording:
             arrays = [argument for argument in step.arguments if isinstance(argument, np.ndarray)]
             if any(memory(array) == where for array in arrays):  # no padding, or flattened: the same numbers
                 continue
-            name = names.get(where) or (last if number == len(steps) - 1 and last else f"step {number} of part {part}")
+            name = names.get(where) or (last if number == len(steps) - 1 and last else _unchanged(names, steps[number + 1]))
             inputs = tuple(known[memory(array)] for array in arrays if memory(array) in known)
             shape = tuple(step.output.shape[1:])
             self.operations[name] = Operation(name, step.kind, part, shape, inputs, _window(step))
@@ -99,6 +101,11 @@ class Recording:
     @property
     def nbytes(self) -> int:
         return sum(step.output.nbytes for step in self.steps.values())
+
+
+def _unchanged(names: Mapping[int, str], following: Step) -> str:
+    """The name of what a module computed before a change was made to it: no module gives that out."""
+    return f"{names[memory(following.output)]} unchanged"
 
 
 def _window(step: Step) -> tuple[int, int, tuple[int, int]] | None:
@@ -124,15 +131,16 @@ def part_of(model: Any, name: str) -> int:
     pieces = ALIAS.get(name, name).split(".")
     if pieces[:2] == ["efficientnet", "embeddings"]:
         return 0
-    if pieces[:3] == ["efficientnet", "encoder", "blocks"] and len(pieces) > 3 and pieces[3].isdecimal():
-        if int(pieces[3]) < count_parts(model) - 2:
+    if pieces[:3] == ["efficientnet", "encoder", "blocks"]:
+        if len(pieces) > 3 and pieces[3].isdecimal() and int(pieces[3]) < count_parts(model) - 2:
             return int(pieces[3]) + 1
+        raise KeyError(f"this network has no layer {name!r:.120}")
     if pieces[0] in ("classifier", "dropout", SCORES) or pieces[:2] in (
         ["efficientnet", "encoder"],
         ["efficientnet", "pooler"],
     ):
         return count_parts(model) - 1
-    raise KeyError(f"this network has no layer {name!r}")
+    raise KeyError(f"this network has no layer {name!r:.120}")
 
 
 def run_part(model: Any, part: int, hidden_states: np.ndarray) -> np.ndarray:

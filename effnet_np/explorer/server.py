@@ -8,6 +8,7 @@ from its own page or from no page. Files are those of `static/`, read at the sta
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import secrets
 import socket
@@ -26,7 +27,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from effnet_np.explorer import sides
 from effnet_np.explorer.session import MOST_PICTURES, Run, Session
+from effnet_np.tracing.trace import Trace
 from effnet_np.version import __version__
 
 HOST = "127.0.0.1"
@@ -149,14 +152,15 @@ def to_json(value: Any) -> bytes:
 class Api:
     """What the page may ask, by name: a method takes the session and the query's texts, and gives JSON or bytes."""
 
-    def __init__(self, session: Session, opening: dict[str, Any]):
-        self.session, self.opening = session, opening
+    def __init__(self, session: Session, opening: dict[str, Any], trace: Trace | None = None):
+        self.session, self.trace = session, trace
+        self.opening = {"first": next(iter(session.pictures), None)} | opening
 
     def answer(self, name: str, query: dict[str, str]) -> tuple[bytes, str]:
         """(body, media type). Raises KeyError for what there is not, ValueError for what cannot be."""
         if name not in ASKED:
             raise KeyError(f"there is no question {name!r:.40}")
-        with self.session.lock:
+        with contextlib.nullcontext() if name == "compare" else self.session.lock:  # which takes seconds, and the lock by parts
             value = ASKED[name](self, Query(query))
         if isinstance(value, np.ndarray):
             return np.ascontiguousarray(value, "<f4").tobytes(), "application/octet-stream"
@@ -206,6 +210,21 @@ class Api:
         channel, y, x = query.numbers("at", 3)
         return self.session.number(self.run(query), query["name"], (channel, y, x))
 
+    def _beside(self, query: Query) -> Run | Trace:
+        other = sides.other_run(self.session, query, query["beside"]) or self.trace
+        if other is None:
+            raise KeyError("there is no trace beside: start with --against FILE")
+        return other
+
+    def compare(self, query: Query) -> dict[str, Any]:
+        with self.session.lock:
+            run, other = self.run(query), self._beside(query)
+        return sides.differences(self.session, run, other, query.get("judged") == "port")
+
+    def beside(self, query: Query) -> dict[str, Any]:
+        channel, other = query.number("channel"), self._beside(query)
+        return sides.plane_beside(self.session, self.run(query), other, query["name"], channel)
+
     def cam(self, query: Query) -> dict[str, Any]:
         return self.session.activation_map(self.run(query), query.number("class"))
 
@@ -222,6 +241,8 @@ ASKED: dict[str, Callable[[Api, Query], Any]] = {
     "kernel": Api.kernel,
     "number": Api.number,
     "cam": Api.cam,
+    "compare": Api.compare,
+    "beside": Api.beside,
 }
 
 
@@ -317,7 +338,7 @@ def _error(status: int, text: str) -> Response:
 class Explorer:
     """A server that is bound and not yet serving: `address` is where it will answer."""
 
-    def __init__(self, session: Session, opening: dict[str, Any], port: int = 0):
+    def __init__(self, session: Session, opening: dict[str, Any], trace: Trace | None = None, port: int = 0):
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -327,7 +348,7 @@ class Explorer:
         self.token, self.port = secrets.token_urlsafe(24), self.socket.getsockname()[1]
         hosts = {f"{HOST}:{self.port}", f"localhost:{self.port}"}
         self.address = f"http://{HOST}:{self.port}/{self.token}/"
-        self.api = Api(session, opening)
+        self.api = Api(session, opening, trace)
         self.server = uvicorn.Server(
             uvicorn.Config(
                 application(self.api, self.token, lambda: hosts),
@@ -335,7 +356,7 @@ class Explorer:
                 ws="none",
                 lifespan="off",
                 loop="asyncio",
-                log_level="error",
+                log_level="critical",
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=SILENT_SECONDS,

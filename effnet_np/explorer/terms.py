@@ -1,7 +1,7 @@
 """How a number was made: the terms of the sum behind it, and what was done to that sum; and which pixels it sees.
 
-`TERMS` has one function for an operation of ops.py, by its name. Each takes the number's place [c, y, x] and what the operation was
-given, and says what the number is made of, in one of these forms:
+`TERMS` has one function for an operation of ops.py, by its name. Each takes the number's place [c, y, x] and what the operation
+was given, and says what the number is made of, in one of these forms:
 
     sum        (inputs * weights, added up, + bias) / divisor; each term's place in the input, [-1, -1, -1] for padding
     product    the numbers of several inputs, multiplied
@@ -136,7 +136,7 @@ TERMS = {
 
 
 def receptive_field(operations: Mapping[str, Operation], name: str, y: int, x: int) -> dict[str, Any]:
-    """The network's pixels that a number at (y, x) of an entry can see: top, left, bottom, right (both ends within; not cut off).
+    """The network's pixels that a number at (y, x) of an entry can see: top, left, bottom, right, all within, not cut off.
 
     Convolutions are followed, both ways through a residual; `everything` says that a global pool lies behind, so that every
     pixel counts. A squeeze-excite's gate comes from such a pool: `gated` says so, and the window is that of the convolutions.

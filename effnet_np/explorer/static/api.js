@@ -1,15 +1,14 @@
 "use strict";
 // What the page asks. The server answers; a page that was saved as a file answers from what was saved with it.
 
-const saved = typeof SAVED === "undefined" ? null : SAVED;
+let saved = null;  // {answers, planes, picture, webp}, once it is unpacked
 const answersKept = new Map();  // address -> promise; what is asked twice is computed once
 const NOT_SAVED = "This saved page does not hold that. With the photograph, effnet-np explore shows every number.";
 
 class NotSaved extends Error {}
 
 function addressOf(name, query) {
-  const known = Object.entries(query).filter(([, value]) => value !== "" && value !== undefined && value !== null);
-  return `${name}?${new URLSearchParams(known.sort(([a], [b]) => (a < b ? -1 : 1)))}`;
+  return `${name}?${new URLSearchParams(known(query))}`;
 }
 
 function decode(text) {
@@ -31,12 +30,23 @@ async function fetched(path, options) {
   return response;
 }
 
+async function unpack() {
+  if (typeof SAVED_PACKED === "undefined") return;
+  const bytes = Uint8Array.from(atob(SAVED_PACKED), letter => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  saved = JSON.parse(await new Response(stream).text());
+}
+
+const known = query => Object.entries(query).filter(([, value]) => value !== "" && value !== undefined && value !== null)
+  .sort(([a], [b]) => (a < b ? -1 : 1));
+
 // name, {key: value} -> the answer, with arrays as typed arrays.
 async function ask(name, query = {}) {
   const path = addressOf(name, query);
   if (saved) {
-    if (!(path in saved.answers)) throw new NotSaved(NOT_SAVED);
-    return JSON.parse(JSON.stringify(saved.answers[path]), revive);
+    const answer = saved.answers[[name, ...known(query).map(([key, value]) => `${key}=${value}`)].join("|")];
+    if (answer === undefined) throw new NotSaved(NOT_SAVED);
+    return JSON.parse(JSON.stringify(answer), revive);
   }
   if (!answersKept.has(path)) {
     const answer = fetched(path).then(async response => JSON.parse(await response.text(), revive));

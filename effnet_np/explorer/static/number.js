@@ -141,9 +141,8 @@ function listTerms(step) {
       place: Array.from(step.places.slice(3 * index, 3 * index + 3)), source: step.sources[factor && Math.min(index, step.sources.length - 1)]};
   });
   if (step.kind !== "add" && step.kind !== "scale_channels") terms.list.forEach(term => { term.source = step.sources[0]; });
-  if (step.inputs.length > 2) terms.list.sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
-  terms.most = Math.max(...terms.list.map(term => Math.abs(term.value)).slice(0, 1), 1e-30);
-  if (terms.list.length <= 2) terms.most = Math.max(...terms.list.map(term => Math.abs(term.value)), 1e-30);
+  if (step.form !== "product") terms.list.sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
+  terms.most = terms.list.reduce((most, term) => Math.max(most, Math.abs(term.value)), 1e-30);
   terms.shown = 0;
   const what = {softmax: "the logits, exp(logit − the largest)", product: "the factors"}[step.form] || "the terms, the largest first";
   table.querySelector("caption").textContent = `${counted(terms.list.length)} of ${what}. Choose one to see how that number was made.`;

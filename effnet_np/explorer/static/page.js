@@ -33,12 +33,11 @@ function render() {
 }
 
 async function show() {
-  const status = byId("status");
   try {
     document.body.setAttribute("aria-busy", "true");
     const state = stateOf(location.hash);
     state.model ??= opening.models[0];
-    state.picture ??= opening.pictures.at(-1)?.key ?? null;
+    state.picture ??= opening.first ?? opening.pictures.at(-1)?.key ?? null;
     if (state.picture === null) { say("Choose a picture to begin."); return; }
     if (!opening.pictures.some(each => each.key === state.picture)) throw new Error("The picture of this address is no longer held: choose its file again.");
     if (current?.model !== state.model || !labels.length) await loadLabels(state);
@@ -46,21 +45,20 @@ async function show() {
     const answer = await ask("answer", runOf(state));
     state.class ??= String(answer.predictions[0].index);
     current = state;
+    history.replaceState(null, "", addressFor({...stateOf(location.hash), model: state.model, picture: state.picture}));
     for (const hidden of ["map-panel", "whatif-panel", "sides-panel"]) byId(hidden).hidden = false;
     await showAnswer(state);
-    await showWhatIf(state, answer);
     const drawn = await showPicture(state);
-    await showMap(state);
-    await showLayer(state);
-    await showNumber(state, drawn);
-    await showSides(state);
+    const panels = [showWhatIf(state, answer), showMap(state), showLayer(state), showNumber(state, drawn)];
+    const failed = (await Promise.allSettled(panels)).find(panel => panel.status === "rejected");
     showHeld(state);
+    showSides(state).catch(error => say(error.message, true));  // which may take seconds: the page goes on meanwhile
+    if (failed) throw failed.reason;
   } catch (error) {
     say(error.message, true);
-    if (!(error instanceof NotSaved) && !(error instanceof Error)) throw error;
   } finally {
     document.body.setAttribute("aria-busy", "false");
-    status.dataset.rendered = Number(status.dataset.rendered || 0) + 1;
+    document.body.dataset.rendered = Number(document.body.dataset.rendered || 0) + 1;
   }
 }
 
@@ -139,6 +137,7 @@ function listen() {
 async function start() {
   for (const hidden of ["map-panel", "whatif-panel", "sides-panel"]) byId(hidden).hidden = true;
   try {
+    await unpack();
     opening = await ask("open");
   } catch (error) { say(error.message, true); return; }
   listen();

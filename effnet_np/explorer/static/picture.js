@@ -79,7 +79,7 @@ async function showAnswer(state) {
     const bar = element("div", {class: "bar"});
     bar.style.width = `${100 * score}%`;
     const why = index === best.index ? null : element("button", {type: "button", class: "why",
-      "aria-label": `Why ${best.label} and not ${label}?`,
+      "aria-label": `Why not? ${label}`, title: `Why ${best.label} and not ${label}`,
       onclick: () => go({layer: "classifier", channel: best.index, y: 0, x: 0, class: best.index, versus: index, overlay: state.overlay || 60})}, "Why not?");
     return element("li", {"data-index": index},
       element("button", {type: "button", class: "name", title: label, "aria-pressed": String(String(index) === state.class),

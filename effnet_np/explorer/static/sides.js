@@ -27,7 +27,10 @@ async function showSides(state) {
     byId("hints").replaceChildren(); byId("three").replaceChildren();
     return;
   }
+  if (verdict.dataset.of !== addressOf("", runOf(state, {beside, judged: state.judged}))) verdict.textContent = "Comparing ...";
   const found = await ask("compare", runOf(state, {beside, judged: state.judged}));
+  if (current !== state) return;
+  verdict.dataset.of = addressOf("", runOf(state, {beside, judged: state.judged}));
   verdict.textContent = found.verdict;
   byId("hints").replaceChildren(...[...found.hints.map(each => `Hint: ${each}`), ...found.notes.map(each => `Note: ${each}`)].map(each => element("li", {}, each)));
   const key = JSON.stringify([state.model, state.picture, state.changes, beside, state.judged]);
@@ -53,6 +56,7 @@ async function showThree(state, beside) {
   const query = runOf(state, {name: state.layer}), facts = await ask("layer", query);
   const [here] = await askPlanes(query, [Number(state.channel)], facts.shape);
   const other = await ask("beside", {...query, beside, channel: state.channel});
+  if (current !== state) return;
   if (!other.data) { three.replaceChildren(element("p", {}, other.note)); return; }
   const there = {data: other.data, width: here.width, height: here.height};
   const difference = {...here, data: here.data.map((value, index) => value - there.data[index])};
