@@ -83,8 +83,9 @@ class Run:
                 kernels.resume(last, given, *self._kept[0].shape[2:]) if last >= 0 else kernels(given, return_dict=True).logits
             )
         else:
+            given = self.given(self.last)
             with what_if.changed(self.model, self.changes):
-                self.logits = run_part(self.model, self.last, self.given(self.last))
+                self.logits = run_part(self.model, self.last, given)
 
     def given(self, part: int) -> np.ndarray:
         """What a part is given: kept, or computed now from the nearest that is."""
