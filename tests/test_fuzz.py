@@ -11,6 +11,7 @@ import pytest
 from effnet_np.checkpoints.checkpoint import Checkpoint
 from effnet_np.checkpoints.torch_file import TorchFile
 from effnet_np.images.io import load_image
+from effnet_np.tracing.trace import Trace
 
 ROOT = Path(__file__).parent.parent
 REGRESSIONS = ROOT / "tests" / "corpus" / "regressions"
@@ -76,7 +77,7 @@ def test_an_input_is_always_the_same():
     assert len(runs.pop()) == 65
 
 
-READ = {"h5": Checkpoint, "torch": TorchFile, "pictures": lambda path: load_image(path)}
+READ = {"h5": Checkpoint, "torch": TorchFile, "pictures": lambda path: load_image(path), "traces": Trace.load}
 
 
 @pytest.mark.parametrize("path", sorted(REGRESSIONS.glob("*/*")), ids=lambda path: path.name)

@@ -36,7 +36,7 @@ import numpy as np
 from effnet_np.checkpoints.files import replacing
 from effnet_np.checkpoints.h5_file import H5File
 from effnet_np.checkpoints.h5_writer import save_arrays_h5
-from effnet_np.printable import printable
+from effnet_np.printable import printable, shortened
 
 FORMATS = ("h5", "npz", "npy", "txt", "bin")
 LAYOUTS = ("NCHW", "NHWC")
@@ -156,11 +156,11 @@ class StoredTrace:
     def _check(self, path: Path) -> None:
         twice = Counter((entry.kind, entry.name) for entry in self.entries) + Counter(entry.place for entry in self.entries)
         if twice and max(twice.values()) > 1:
-            which = printable(next(key for key, count in twice.items() if count > 1))
+            which = shortened(next(key for key, count in twice.items() if count > 1))
             raise ValueError(f"the index of {path} names {which} twice")
         for entry in self.entries:
             if entry.nbytes > MAX_ARRAY:
-                raise ValueError(f"{path}: {printable(entry.name)} of shape {entry.shape} takes more than {MAX_ARRAY} bytes")
+                raise ValueError(f"{path}: {shortened(entry.name)} of shape {entry.shape} takes more than {MAX_ARRAY} bytes")
         total, packed = sum(entry.nbytes for entry in self.entries), self._arrays.packed
         if packed and total > UNPACKED + TIMES * packed:
             raise ValueError(
@@ -178,11 +178,11 @@ class StoredTrace:
                 array = self._arrays.read(entry)
         except (OSError, MemoryError, OverflowError) as error:
             raise ValueError(
-                f"{path}: {printable(entry.name)} cannot be read: {printable(error) or type(error).__name__}"
+                f"{path}: {shortened(entry.name)} cannot be read: {printable(error)[:300] or type(error).__name__}"
             ) from error
         if array.shape != entry.shape or array.dtype.name != entry.dtype:
             found, expected = f"{array.dtype} {array.shape}", f"{entry.dtype} {entry.shape}"
-            raise ValueError(f"{path}: {printable(entry.place)} is {found}, but its index says {expected}")
+            raise ValueError(f"{path}: {shortened(entry.place)} is {found}, but its index says {expected}")
         if entry.scale is not None:
             with np.errstate(over="ignore"):
                 array = (array.astype(np.float32) - np.float32(entry.zero_point)) * np.float32(entry.scale)
@@ -335,20 +335,20 @@ class FolderArrays:
         found = []
         for name in names:
             with self._open(name) as file:
-                header = read_npy_header(file, str(self.path / printable(name)))
+                header = read_npy_header(file, str(self.path / shortened(name)))
             found.append(Entry("output", name.removesuffix(".npy"), header.dtype.name, "-", header.shape, name))
         return found
 
     def _open(self, place: str) -> BinaryIO:
         if Path(place).is_absolute() or ".." in Path(place).parts:
-            raise ValueError(f"{self.path}: {printable(place)} is named in it, which lies outside the folder")
+            raise ValueError(f"{self.path}: {shortened(place)} is named in it, which lies outside the folder")
         return open_regular(self.path / place, self.path)
 
     def check(self, entry: Entry) -> None:
         if not entry.place.endswith((".npy", ".txt", ".bin")):
-            raise ValueError(f"{self.path}: {printable(entry.place)} must end in .npy, .txt or .bin")
+            raise ValueError(f"{self.path}: {shortened(entry.place)} must end in .npy, .txt or .bin")
         with self._open(entry.place) as file:
-            what, size = str(self.path / printable(entry.place)), os.fstat(file.fileno()).st_size
+            what, size = str(self.path / shortened(entry.place)), os.fstat(file.fileno()).st_size
             if entry.place.endswith(".bin"):
                 claim, fits = str(entry.nbytes), size == entry.nbytes
             elif entry.place.endswith(".txt"):  # a number and what parts it from the next take 2 bytes, and far less than 100
@@ -370,7 +370,7 @@ class FolderArrays:
     def read(self, entry: Entry) -> np.ndarray:
         little = np.dtype(entry.dtype).newbyteorder("<")
         with self._open(entry.place) as file:
-            what = str(self.path / printable(entry.place))
+            what = str(self.path / shortened(entry.place))
             if entry.place.endswith(".npy"):
                 return read_npy(file, what)
             try:
@@ -425,12 +425,12 @@ class NpzArrays:
     @contextlib.contextmanager
     def _entry(self, place: str) -> Iterator[tuple[Any, zipfile.ZipInfo]]:
         if place not in self._infos:
-            raise ValueError(f"{self.path}: the index names {printable(place)}, which is not there")
+            raise ValueError(f"{self.path}: the index names {shortened(place)}, which is not there")
         try:
             with self._zip.open(self._infos[place]) as file:
                 yield file, self._infos[place]
         except Exception as error:  # as above, and zlib.error
-            raise ValueError(f"{self.path} is damaged at {printable(place)}: {printable(error)!s:.300}") from error
+            raise ValueError(f"{self.path} is damaged at {shortened(place)}: {printable(error)!s:.300}") from error
 
     def entries(self) -> list[Entry]:
         found = []
@@ -480,9 +480,9 @@ class H5Arrays:
     def check(self, entry: Entry) -> None:
         shape = self._file.shapes.get(entry.place)
         if shape is None:
-            raise ValueError(f"{self.path}: the index names {printable(entry.place)}, which is not there")
+            raise ValueError(f"{self.path}: the index names {shortened(entry.place)}, which is not there")
         if shape != entry.shape:
-            raise ValueError(f"{self.path}: {printable(entry.place)} is {shape}, but its index says {entry.shape}")
+            raise ValueError(f"{self.path}: {shortened(entry.place)} is {shape}, but its index says {entry.shape}")
 
     def read(self, entry: Entry) -> np.ndarray:
         return _native(self._file.read(entry.place))
