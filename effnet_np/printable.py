@@ -11,6 +11,6 @@ def printable(text: object, keep: str = "") -> str:
 
 
 def shortened(text: object, most: int = 200) -> str:
-    """`printable(text)` of at most `most` characters, the middle left out: one name in an error, however long a file makes it."""
+    """`printable(text)` of at most `most` characters, the middle left out: for an error, however long a file's names are."""
     whole = printable(text)
     return whole if len(whole) <= most else f"{whole[: most // 2]} ... {whole[5 - most // 2 :]}"

@@ -23,6 +23,7 @@ import numpy as np
 
 from effnet_np.kernels import library, table
 from effnet_np.kernels.arena import ALIGN, FeatureMap
+from effnet_np.kernels.overflow import largest_pixel
 from effnet_np.kernels.plan import pack, plan
 from effnet_np.kernels.pool import Pool
 from effnet_np.kernels.target import WIDTH, default_threads
@@ -118,6 +119,12 @@ class CompiledEfficientNet:
             warnings.warn("some weights are NaN or infinite: the NumPy model answers instead of the kernels", stacklevel=3)
             self._reference = model
             return
+        self._largest_pixel = min(largest_pixel(model.state_dict(), self._network), float(np.finfo(np.float32).max))
+        if self._largest_pixel <= 0:
+            reason = "the weights are so large that the network can overflow unseen"
+            warnings.warn(f"{reason}: the NumPy model answers instead of the kernels", stacklevel=3)
+            self._reference = model
+            return
         self._plans: OrderedDict[tuple, _Bound] = OrderedDict()
         self._arena = self._scratch = np.zeros(0, np.float32)
         self._pool = Pool(self.threads, 3 * len(model.config.blocks()) + 4)
@@ -190,8 +197,11 @@ class CompiledEfficientNet:
         if not (type(images) is np.ndarray and images.dtype == np.float32 and images.ndim == 4 and images.flags.c_contiguous):
             images = np.ascontiguousarray(check_pixel_values(self._network, images, np.float32))
         count, channels, height, width = images.shape
-        if channels != self._network.num_channels or not images.size or not np.isfinite(images).all():
+        if channels != self._network.num_channels or not images.size:
             check_pixel_values(self._network, images, np.float32)  # which says what is wrong
+        if not (images.max() <= self._largest_pixel and images.min() >= -self._largest_pixel):
+            check_pixel_values(self._network, images, np.float32)
+            raise ValueError(f"pixel_values beyond {self._largest_pixel:.3g} overflow float32 inside of this network")
         with self._lock:
             bound = self._bound(height, width, hidden)
             logits = np.empty((count, bound.logits.size), np.float32)

@@ -217,22 +217,23 @@ def open_regular(path: Path, folder: Path | None = None) -> BinaryIO:
 
     It is judged once it is open: what is then put in its place does not matter.
     """
+    name = printable(path) if folder is None else os.path.join(printable(folder), shortened(os.path.relpath(path, folder)))
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:  # the second: a name with a zero byte
-        raise ValueError(f"{printable(path)} is not there, or cannot be opened: {printable(error)}") from None
+        raise ValueError(f"{name} is not there, or cannot be opened: {getattr(error, 'strerror', error)}") from None
     file = open(descriptor, "rb")  # noqa: SIM115 - the caller closes it
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{printable(path)} is not a file")
+            raise ValueError(f"{name} is not a file")
         if folder is not None:
             real = path.resolve()
             if not real.is_relative_to(folder.resolve()) or not os.path.samestat(status, os.lstat(real)):
-                raise ValueError(f"{printable(path)} lies outside the folder")
+                raise ValueError(f"{name} lies outside the folder")
     except (ValueError, OSError, RuntimeError) as error:  # the last: links in a circle
         file.close()
-        raise ValueError(str(error)) from None
+        raise ValueError(str(error) if isinstance(error, ValueError) else f"{name} cannot be found: {error!s:.300}") from None
     return file
 
 
