@@ -20,7 +20,6 @@ import io
 import math
 import os
 import re
-import secrets
 import shutil
 import stat
 import threading
@@ -33,7 +32,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from effnet_np.checkpoints.files import replacing
+from effnet_np.checkpoints.files import replacing, temporary_name
 from effnet_np.checkpoints.h5_file import H5File
 from effnet_np.checkpoints.h5_writer import save_arrays_h5
 from effnet_np.printable import printable, shortened
@@ -546,6 +545,11 @@ def save_trace(
             with archive.open("index.npy", "w") as file:
                 np.lib.format.write_array(file, np.frombuffer(index.encode(), np.uint8), allow_pickle=False)
     else:
+        count = Counter(entry.place.casefold() for entry in entries)
+        alike = [entry.name for entry in entries if count[entry.place.casefold()] > 1]
+        if alike:
+            both = f"{alike[0]} and {alike[1]} would be one file where case does not count (Windows, macOS)"
+            raise ValueError(f"{both}: save the trace as .h5 or .npz")
         with new_folder(path) as folder:
             for entry in entries:
                 (folder / entry.place).parent.mkdir(exist_ok=True)
@@ -575,7 +579,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise FileExistsError(f"{path} exists and is not an empty folder: remove it, or choose another name")
     made = [parent for parent in path.parents if not parent.exists()]
     inside = path.exists()  # then its contents are moved: it may be a mount point, or somebody's current directory
-    temporary = (path if inside else path.parent) / f".{path.name}.{secrets.token_hex(8)}.tmp"
+    temporary = (path if inside else path.parent) / temporary_name(path)
     moved: list[Path] = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
