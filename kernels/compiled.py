@@ -252,6 +252,8 @@ def _why_not(model) -> str | None:
     """The reason why the kernels cannot run this model here, if there is one."""
     if callable(model.config.hidden_act):
         return "hidden_act is a Python function, which the kernels cannot call"
+    if model.config.hidden_act not in table.CODES:
+        return f"hidden_act {model.config.hidden_act!r} has no machine code (a number in kernels/table.py, in activations.py a function)"
     if not library.kernels_cached() and os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         return "NUMBA_DISABLE_JIT is set, and no machine code of the kernels is kept from before"
     return None

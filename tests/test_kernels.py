@@ -17,7 +17,7 @@ pytest.importorskip("llvmlite")
 pytest.importorskip("numba")
 
 from effnet_np import EfficientNetConfig, EfficientNetForImageClassification, EfficientNetModel
-from effnet_np.kernels import library
+from effnet_np.kernels import library, table
 from effnet_np.kernels.compiled import CompiledEfficientNet as compile_model
 from effnet_np.layer_specs import layer_specs
 from effnet_np.layers import BatchNorm2d, Conv2d, Linear
@@ -244,6 +244,15 @@ def test_pixels_that_overflow_inside_are_refused():
     assert_same(compiled(x), model(x))
     with pytest.raises(ValueError, match=r"pixel_values beyond .*e\+3. overflow float32"):
         compiled(x * np.float32(1e38 / np.abs(x).max()))
+
+
+def test_an_activation_without_machine_code_is_answered_by_numpy(monkeypatch):
+    model = live(small(hidden_act="mish"))
+    monkeypatch.delitem(table.CODES, "mish")
+    with pytest.warns(UserWarning, match="hidden_act 'mish' has no machine code .* the NumPy model answers"):
+        fast = compile_model(model)
+    images = pictures(model.config)
+    np.testing.assert_array_equal(fast(images).logits, model(images).logits)
 
 
 def test_non_finite_pixels_are_refused_and_with_non_finite_weights_numpy_answers():
