@@ -253,7 +253,7 @@ def _why_not(model) -> str | None:
     if callable(model.config.hidden_act):
         return "hidden_act is a Python function, which the kernels cannot call"
     if model.config.hidden_act not in table.CODES:
-        return f"hidden_act {model.config.hidden_act!r} has no machine code (a number in kernels/table.py, in activations.py a function)"
+        return f"hidden_act {model.config.hidden_act!r} has no machine code (kernels/table.py, kernels/activations.py)"
     if not library.kernels_cached() and os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         return "NUMBA_DISABLE_JIT is set, and no machine code of the kernels is kept from before"
     return None

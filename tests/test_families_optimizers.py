@@ -5,10 +5,10 @@ import os
 import numpy as np
 import pytest
 
+from effnet_np.training.optimizers import RMSProp
+
 os.environ.setdefault("KERAS_BACKEND", "torch")
 keras = pytest.importorskip("keras", reason="Keras is not installed: pip install -e '.[test-families]'")
-
-from effnet_np.training.optimizers import RMSProp
 
 
 def test_rmsprop_is_keras():
