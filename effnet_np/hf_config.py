@@ -11,6 +11,7 @@ import copy
 import inspect
 import json
 import os
+import warnings
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
@@ -239,6 +240,15 @@ class EfficientNetConfig:
                 del fields[key]
         return copy.deepcopy(fields | {"model_type": self.model_type})
 
+    def say_what_is_beyond_hf(self) -> None:
+        """A UserWarning where transformers, which does not know these fields, would make another network of them."""
+        beyond = [f"{key}={getattr(self, key)!r}" for key, hf in BEYOND_HF.items() if getattr(self, key) != hf]
+        if not self.squeeze_expansion_ratio:
+            beyond.append(f"squeeze_expansion_ratio={self.squeeze_expansion_ratio}")
+        if beyond:
+            text = f"config.json holds {', '.join(beyond)}, which Hugging Face's EfficientNet does not know"
+            warnings.warn(f"{text}: effnet_np reads this network again, transformers cannot", UserWarning, stacklevel=3)
+
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, **options: Any) -> EfficientNetConfig:
         """Read config.json from a folder, a file, a preset's short name or a hub id.
@@ -252,7 +262,8 @@ class EfficientNetConfig:
             return cls.from_dict(cls.preset(fields).to_dict() if isinstance(fields, str) else fields, **overrides)
 
     def save_pretrained(self, folder: str | os.PathLike) -> str:
-        """Write `folder`/config.json as HF does, and give its path."""
+        """Write `folder`/config.json as HF does, and give its path. A UserWarning names the fields that HF does not have."""
+        self.say_what_is_beyond_hf()
         architectures = {"architectures": ["EfficientNetForImageClassification"]}
         return write_json(folder, "config.json", architectures | self.to_dict())
 
