@@ -53,13 +53,18 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def compile(model, threads=None):
+def compile(model, threads=None, training=False):
     """The same model, run by kernels compiled for this CPU: same call, same outputs; `threads` is by default all cores.
 
+    training=True: a copy that learns, with `backward(...)` as `effnet_np.backward` has it (training/compiled.py).
     The first call on a machine compiles the kernels, which takes some seconds (`effnet-np warmup` does it ahead, with a
     progress bar). Raises ImportError where Numba is missing: pip install 'effnet_np[numba]'.
     """
     try:
+        if training:
+            from effnet_np.training.compiled import CompiledForTraining
+
+            return CompiledForTraining(model, threads)
         from effnet_np.kernels.compiled import CompiledEfficientNet
     except ImportError as error:
         raise ImportError(f"effnet_np.compile needs Numba ({error}): pip install 'effnet_np[numba]'") from error
