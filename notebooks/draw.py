@@ -1,0 +1,67 @@
+"""The figures of the course. A notebook computes, and hands arrays to a function of this file; what it shows is written there.
+
+Functions draw with Matplotlib in the look of course.mplstyle, and call plt.show(). `ax` is a set of axes that somebody else made.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import PIL.Image
+
+PARTS = ["pixels", "stem", *(f"block {index}" for index in range(16)), "head", "pool", "classifier", "softmax"]
+CHANNELS = [3, 32, 16, 24, 24, 40, 40, 80, 80, 80, 112, 112, 112, 192, 192, 192, 192, 320, 1280, 1280, 1000, 1000]
+
+
+def here(*parts, note=""):
+    """The network from left to right, and where in it you are: `parts` are names of PARTS, or "all"."""
+    unknown = set(parts) - {*PARTS, "all"}
+    assert not unknown, f"no such part: {unknown}"
+    fig, ax = plt.subplots(figsize=(10, 1.35))
+    for place, (part, channels) in enumerate(zip(PARTS, CHANNELS, strict=True)):
+        height, chosen = 0.25 + 0.2 * np.log10(channels), part in parts or "all" in parts
+        ax.add_patch(plt.Rectangle((place, 0.5 - height / 2), 0.72, height, color="C1" if chosen else "#cfd8dc"))
+        label = part.replace("block ", "") if part != "classifier" else "classi-\nfier"
+        ax.text(place + 0.36, -0.02, label, ha="center", va="top", fontsize=7.5, color="C1" if chosen else "C6")
+    ax.text(9.4, 1.02, "the 16 blocks", ha="center", fontsize=7.5, color="C6")
+    ax.set(xlim=(-0.2, len(PARTS)), ylim=(-0.4, 1.1), title=f"You are here{': ' + note if note else ''}")
+    ax.axis("off")
+    plt.show()
+
+
+def bars(values, unit, title="", labels=None, log=False, colour="C0"):
+    """One bar a name, the first on top: values {name: number}; labels: what stands behind each bar."""
+    names, numbers = list(values)[::-1], list(values.values())[::-1]
+    texts = [f" {number:.3g}" for number in numbers] if labels is None else [f" {label}" for label in list(labels)[::-1]]
+    fig, ax = plt.subplots(figsize=(9, 0.7 + 0.32 * len(values)))
+    ax.bar_label(ax.barh(names, numbers, color=colour), labels=texts)
+    ax.set(xscale="log" if log else "linear", xlabel=unit, title=title)
+    ax.set_xlim(right=(3 if log else 1.2) * max(numbers))
+    plt.show()
+
+
+def pictures(rows, titles=None, labels=None, **look):
+    """A grid of pictures: rows is a list of lists of arrays (H, W) or (H, W, 3); titles above, labels at the left."""
+    fig, axes = plt.subplots(len(rows), len(rows[0]), figsize=(1.55 * len(rows[0]) + 0.3, 1.65 * len(rows) + 0.3), squeeze=False)
+    for line, row in zip(axes, rows, strict=True):
+        for ax, picture in zip(line, row, strict=True):
+            ax.imshow(picture, **(look if np.ndim(picture) == 2 else {}))
+            ax.set(xticks=[], yticks=[])
+    for ax, title in zip(axes[0], titles or [], strict=False):
+        ax.set_title(title, loc="center", fontsize=9)
+    for ax, label in zip(axes[:, 0], labels or [], strict=False):
+        ax.set_ylabel(label, fontsize=9)
+    plt.show()
+
+
+def visible(pixel_values):
+    """Network input of Lite0 back to a picture: (3, H, W), about -1 to 1 -> (H, W, 3), 0 to 1."""
+    return np.clip(pixel_values.transpose(1, 2, 0) * 128 + 127, 0, 255) / 255
+
+
+def band(ax, x, curves, label, colour):
+    """The median of several curves (curves, points), and their middle half as a band."""
+    low, middle, high = np.percentile(np.asarray(curves), (25, 50, 75), axis=0)
+    ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    ax.plot(x, middle, "o-", markersize=3, color=colour, label=label)
+
+
+# -- 00 · A photograph, classified ------------------------------------------------------------------------------------
