@@ -34,6 +34,7 @@ from pathlib import Path
 import nbformat
 import PIL.Image
 from course import BRANCH, REPOSITORY
+from effnet_np.cli import main as warmup
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -60,6 +61,7 @@ def main() -> int:
         parser.error(f"there is no notebook {' '.join(options.numbers)} in {FOLDER}")
     if options.page:
         return write_page(options.page, paths)
+    warmup(["warmup"])  # the kernels, once, so that no notebook waits for them or warns
     total, failed = 0.0, 0
     for path in paths:
         start = time.perf_counter()

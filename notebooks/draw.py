@@ -65,3 +65,65 @@ def band(ax, x, curves, label, colour):
 
 
 # -- 00 · A photograph, classified ------------------------------------------------------------------------------------
+
+
+def network_input(photo, small, pixel_values, top, left, side):
+    """The photograph and its crop, what the crop is resized to, and how the network input is distributed."""
+    fig, axes = plt.subplots(1, 3, figsize=(10, 3.2), width_ratios=[1.5, 1, 1.2])
+    axes[0].imshow(photo)
+    axes[0].add_patch(plt.Rectangle((left, top), side, side, fill=False, color="white", linewidth=2))
+    axes[0].set(title=f"photograph, {photo.shape[1]} × {photo.shape[0]} pixels, and the crop", xlabel="column", ylabel="row")
+    axes[1].imshow(small)
+    axes[1].set(title="resized to 224 × 224", xlabel="column")
+    for channel, name, colour in zip(range(3), ("red", "green", "blue"), ("C1", "C2", "C0"), strict=True):
+        axes[2].hist(pixel_values[0, channel].ravel(), bins=64, range=(-1, 1), histtype="step", color=colour, label=name)
+    axes[2].set(title="the numbers that the network gets", xlabel="(x − 127) / 128", ylabel="pixels")
+    axes[2].legend()
+    plt.show()
+
+
+def one_channel(small, liveliest):
+    """The input, and one channel at each of several depths: liveliest is a list of (name, channel, maps (C, H, W))."""
+    fig, axes = plt.subplots(1, 1 + len(liveliest), figsize=(12, 2.7))
+    axes[0].imshow(small)
+    axes[0].set(title="input", xlabel="3 × 224 × 224")
+    for ax, (name, channel, maps) in zip(axes[1:], liveliest, strict=True):
+        image = ax.imshow(maps[channel], cmap="viridis")
+        fig.colorbar(image, ax=ax, orientation="horizontal", shrink=0.9, pad=0.02)
+        ax.set(title=f"{name}, channel {channel}", xlabel=" × ".join(map(str, maps.shape)))
+    for ax in axes:
+        ax.set(xticks=[], yticks=[])
+    fig.suptitle("One channel on its way: the picture shrinks, the number of channels grows (channels × height × width)")
+    plt.show()
+
+
+def logits_and_probabilities(logits, probabilities, best, short):
+    """How 1,000 logits are distributed, with the first ones marked, and the largest probabilities."""
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3.2))
+    axes[0].hist(logits, bins=60, color="#b0bec5")
+    for rank, index in enumerate(best[:3]):
+        axes[0].axvline(logits[index], color=f"C{rank + 1}", label=f"{short(index)}, {logits[index]:.2f}")
+    axes[0].set(title="1,000 logits, and the first three of them", xlabel="logit", ylabel="classes", yscale="log")
+    axes[0].legend(fontsize=8, loc="upper center")
+    names, shares = [short(index) for index in best][::-1], 100 * probabilities[best][::-1]
+    axes[1].bar_label(axes[1].barh(names, shares), labels=[f" {share:.1f}%" for share in shares])
+    axes[1].set(title="after softmax, the five largest", xlabel="probability, percent", xlim=(0, 46))
+    plt.show()
+
+
+def gallery(inputs, captions, columns=6):
+    """Photographs as the network sees them: inputs {name: (3, H, W)}, with a text below each."""
+    rows = -(-len(inputs) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(11, 2.75 * rows), squeeze=False)
+    for ax in axes.ravel():
+        ax.axis("off")
+    for ax, (name, pixel_values), caption in zip(axes.ravel(), inputs.items(), captions, strict=False):
+        ax.axis("on")
+        ax.imshow(visible(pixel_values))
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(name, loc="center", fontsize=9)
+        ax.set_xlabel(caption, fontsize=8)
+    plt.show()
+
+
+# -- 01 · Convolution, three ways -------------------------------------------------------------------------------------
