@@ -127,3 +127,64 @@ def gallery(inputs, captions, columns=6):
 
 
 # -- 01 · Convolution, three ways -------------------------------------------------------------------------------------
+
+
+def edges_and_mean(grey, edges, mean):
+    """A picture, what a left-to-right kernel makes of it, and a mean over 9 × 9 pixels."""
+    fig, axes = plt.subplots(1, 3, figsize=(10, 3.4))
+    axes[0].imshow(grey, cmap="gray")
+    axes[0].set(title="input, 224 × 224", xlabel="column", ylabel="row")
+    image = axes[1].imshow(edges, cmap="RdBu_r", vmin=-2, vmax=2)
+    axes[1].set(title="left-to-right changes, 222 × 222", xlabel="column")
+    fig.colorbar(image, ax=axes[1], label="darker ← → brighter", shrink=0.8)
+    axes[2].imshow(mean, cmap="gray")
+    axes[2].set(title="mean of 9 × 9 pixels, 216 × 216", xlabel="column")
+    plt.show()
+
+
+def stem_kernels(weights, size, maps, shown):
+    """Kernels (32, 3, 3, 3) as colours on one scale, and what the six largest of them make of a photograph, maps (32, H, W)."""
+    fig = plt.figure(figsize=(11, 3.9))
+    left, right = fig.subfigures(1, 2, width_ratios=[1.25, 1])
+    largest = size.max()
+    left.suptitle(f"the 32 kernels, by size; mid grey is 0, one scale for all: ±{largest:.1f}")
+    for ax, o in zip(left.subplots(4, 8).ravel(), shown, strict=True):
+        ax.imshow(0.5 + 0.5 * weights[o] / largest)
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(f"{o}", fontsize=7, pad=1, loc="center")
+    right.suptitle("what the six largest make of the cat")
+    for ax, o in zip(right.subplots(2, 3).ravel(), shown[:6], strict=True):
+        limit = np.abs(maps[o]).max()
+        image = ax.imshow(maps[o], cmap="RdBu_r", vmin=-limit, vmax=limit)
+        right.colorbar(image, ax=ax, shrink=0.8)
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(f"channel {o}", loc="center", pad=2)
+    plt.show()
+
+
+def oriented(shares):
+    """How much of a kernel lies in its first direction: {name: 32 numbers}, as dots."""
+    fig, ax = plt.subplots(figsize=(9, 1.9))
+    for row, (name, values) in enumerate(shares.items()):
+        ax.plot(np.sort(values), np.full(len(values), row) + np.linspace(-0.25, 0.25, len(values)), "o", markersize=4)
+        ax.plot([np.median(values)] * 2, [row - 0.35, row + 0.35], color="k", linewidth=1)
+    ax.set(yticks=range(len(shares)), ylim=(len(shares) - 0.5, -0.5), xlabel="1: one smooth pattern; dots are kernels, lines medians")
+    ax.set_yticklabels(list(shares))
+    ax.set_title("How much neighbouring weights resemble each other (correlation)")
+    plt.show()
+
+
+def times_cheaper(full, separable, limit):
+    """Cost of a full convolution over that of a separable one, for kernels of 3, 5 and 7 and up to `limit` channels."""
+    channels = np.arange(1, 513)
+    fig, ax = plt.subplots(figsize=(7, 3))
+    for k in (3, 5, 7):
+        (line,) = ax.plot(channels, full(k, channels, channels) / separable(k, channels, channels), label=f"kernel {k} × {k}")
+        ax.axhline(k * k, color=line.get_color(), linestyle=":", linewidth=1)
+        ax.annotate(f"{full(k, limit, limit) / separable(k, limit, limit):.1f}", (limit - 6, 0.99 * k * k), ha="right", va="bottom")
+    ax.axvline(limit, color="C6", linewidth=0.8)
+    ax.set(xlabel="channels in and out", ylabel="times cheaper", yscale="log", xlim=(0, 520))
+    ax.set_title(f"full ÷ separable; dotted: the limit K²; numbers: at {limit} channels")
+    ax.set_yticks([1, 3, 9, 25, 49], ["1", "3", "9", "25", "49"])
+    ax.legend(loc="lower right")
+    plt.show()
