@@ -188,3 +188,103 @@ def times_cheaper(full, separable, limit):
     ax.set_yticks([1, 3, 9, 25, 49], ["1", "3", "9", "25", "49"])
     ax.legend(loc="lower right")
     plt.show()
+
+
+# -- 02 · Batch norm, swish, squeeze-excite ---------------------------------------------------------------------------
+
+
+def batch_norm_boxes(before, normalised, after):
+    """Each channel of a photograph before batch norm, after the division, and after scale and shift, as boxes."""
+    def spread(ax, x, title):
+        """A box for each channel: the middle half of its numbers, and whiskers to the 1st and 99th percentile."""
+        box = ax.boxplot(list(x[0].reshape(32, -1)), whis=(1, 99), showfliers=False, patch_artist=True, widths=0.7)
+        for patch in box["boxes"]:
+            patch.set(facecolor="C5", edgecolor="C0", linewidth=0.8)
+        for line in box["medians"]:
+            line.set(color="C1")
+        ax.set(title=title, xlabel="channel")
+        ax.set_xticks(range(1, 33, 4), range(0, 32, 4))
+        ax.axhline(0, color="C6", linewidth=0.6)
+
+
+    fig, axes = plt.subplots(1, 3, figsize=(11, 3.2))
+    spread(axes[0], before, "before batch norm")
+    spread(axes[1], normalised, "after (x − μ) / √(σ² + ε)")
+    spread(axes[2], after, "after scale γ and shift β")
+    axes[0].set_ylabel("values in the cat's stem")
+    plt.show()
+
+
+def dead_channels(norms):
+    """How many channels of each block's expansion have no variance; the depthwise norms after it repeat them."""
+    counts = {"stem": int((norms[0][1].running_var < 1e-6).sum())}
+    for name, norm in norms:
+        if name.endswith("expand_bn"):
+            counts[name.split(".")[2]] = int((norm.running_var < 1e-6).sum())
+    fig, ax = plt.subplots(figsize=(10, 2.4))
+    ax.bar_label(ax.bar(list(counts), list(counts.values())))
+    ax.set(title="Dead channels: zero variance over all of the training set", xlabel="stem, and the expansion of each block")
+    ax.set(ylabel="channels", ylim=(0, 14))
+    plt.show()
+
+
+def eps_by_norm(alone, kinds):
+    """What a wrong eps in one batch norm alone does to the logits: alone (norms, photographs), kinds as many names."""
+    fig, ax = plt.subplots(figsize=(10, 3))
+    for colour, kind in enumerate(dict.fromkeys(kinds)):
+        places = np.flatnonzero([other == kind for other in kinds])
+        low, middle, high = np.percentile(100 * alone[places], (0, 50, 100), axis=1)
+        ax.vlines(places, low, high, color=f"C{colour}", linewidth=1.2)
+        ax.plot(places, middle, "o", markersize=4, color=f"C{colour}", label=kind)
+    ax.set(xlabel="batch norm, from the stem to the head", ylabel="change of the logits, percent", yscale="log")
+    ax.set_title("A wrong ε in one batch norm only; dot: median of the photographs, line: all of them")
+    ax.legend(fontsize=8)
+    plt.show()
+
+
+def bends(x, relu, relu6, swish):
+    """ReLU, ReLU6 and swish, their slopes, and the dip of swish."""
+    fig, axes = plt.subplots(1, 3, figsize=(11, 3.2), width_ratios=[1.2, 1.2, 1])
+    for name, function, look in (
+        ("ReLU", relu, {"linewidth": 6, "alpha": 0.35}),
+        ("ReLU6", relu6, {}),
+        ("swish", swish, {}),
+    ):
+        axes[0].plot(x, function(x), label=name, **look)
+        axes[1].plot(x[:-1], np.diff(function(x)) / np.diff(x), label=name, **look)
+    axes[0].set(title="the function", xlabel="x", ylabel="f(x)")
+    axes[1].set(title="its slope", xlabel="x", ylabel="f′(x)")
+    axes[0].legend()
+    near = np.linspace(-5, 1.2, 62001)
+    axes[2].plot(near, swish(near), color="C2")
+    lowest = near[swish(near).argmin()]
+    axes[2].plot(lowest, swish(near).min(), "o", color="C2")
+    axes[2].annotate(f"({lowest:.3f}, {swish(near).min():.3f})", (lowest, swish(near).min()), (-4.6, 0.12))
+    axes[2].axhline(0, color="C6", linewidth=0.6)
+    axes[2].set(title="swish near zero: the dip", xlabel="x", ylim=(-0.35, 0.5))
+    plt.show()
+
+
+def clipped(zero, six):
+    """What share of the numbers ReLU6 sets to 0 and to 6, by layer: two arrays (layers, photographs), in percent."""
+    fig, ax = plt.subplots(figsize=(10, 2.8))
+    layers = np.arange(len(zero))
+    band(ax, layers, zero.T, "exactly 0", "C6")
+    band(ax, layers, six.T, "exactly 6", "C1")
+    ax.set(title="What ReLU6 cuts off, layer after layer (median and middle half of the photographs)", ylabel="percent")
+    ax.set(xlabel="activation layer, from the stem to the head", xlim=(0, len(zero) - 1), ylim=(0, 100))
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    plt.show()
+
+
+def gates(by_photo):
+    """Gates {photograph: (C,)} as a grid of colours, and how far each channel's gate moves over the photographs."""
+    table = np.stack(list(by_photo.values()))
+    fig, (top, bottom) = plt.subplots(2, 1, figsize=(10, 4.6), height_ratios=[2.2, 1], sharex=True)
+    image = top.imshow(table, vmin=0, vmax=1, aspect="auto", cmap="viridis")
+    fig.colorbar(image, ax=top, label="gate")
+    top.set(title="Gates of squeeze-excite, a row a photograph (random weights)", yticks=range(len(by_photo)))
+    top.set_yticklabels(list(by_photo), fontsize=8)
+    bottom.bar(range(table.shape[1]), table.max(axis=0) - table.min(axis=0))
+    bottom.set(xlabel="channel", ylabel="largest − smallest")
+    plt.show()
