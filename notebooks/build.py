@@ -181,9 +181,10 @@ def with_links(first: str, name: str) -> str:
 # -- sentences --------------------------------------------------------------------------------------------------------
 
 NUMBER = r"\d[\d,]*(?:\.\d+)?"
-# What is no result: code, formulas, folded answers, addresses, headings, shapes such as 5 × 5, and places in the course.
+# What is no result: code, formulas, folded answers, addresses, headings, years, shapes such as 5 × 5, and places in the course.
 NOT_PROSE = re.compile(
     r"<details>.*?</details>|```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\]\([^)]*\)|https?://\S+|arXiv \S+|^#.*?$|"
+    r"\b(?:1[89]|20)\d\d\b|"
     rf"{NUMBER}(?: ?[×x] ?{NUMBER})+|"
     r"(?i:notebooks?|blocks?|exercises?|sections?|channels?|stages?|tables?|figures?|steps?|class|versions?|python|features?)"
     r" \d+(?:(?:,| and| to|, and) \d+)*",

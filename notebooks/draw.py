@@ -288,3 +288,104 @@ def gates(by_photo):
     bottom.bar(range(table.shape[1]), table.max(axis=0) - table.min(axis=0))
     bottom.set(xlabel="channel", ylabel="largest − smallest")
     plt.show()
+
+
+# -- 03 · MBConv, number by number ------------------------------------------------------------------------------------
+
+
+def block(expansion, depthwise, projection):
+    """Block 4 as bars: height is the number of channels, and the residual goes round below."""
+    fig, ax = plt.subplots(figsize=(10.5, 4))
+    stages = [("input", 40, "C0"), ("widened", 240, "C5"), ("filtered", 240, "C5"), ("narrowed", 40, "C0"), ("output", 40, "C0")]
+    arrows = ["1 × 1 convolution\nbatch norm, ReLU6", "5 × 5 depthwise\nbatch norm, ReLU6", "1 × 1 convolution\nbatch norm", "+ input"]
+    weights = [expansion.expand_conv, depthwise.depthwise_conv, projection.project_conv]
+    for i, (name, channels, colour) in enumerate(stages):
+        ax.add_patch(plt.Rectangle((2 * i, -channels / 2), 0.6, channels, color=colour))
+        ax.text(2 * i + 0.3, channels / 2 + 8, f"{name}\n{channels} × 28 × 28", ha="center", va="bottom")
+    for i, text in enumerate(arrows):
+        ax.annotate("", (2 * i + 1.95, 0), (2 * i + 0.65, 0), arrowprops={"arrowstyle": "->"})
+        note = f"\n{weights[i].weight.size:,} weights" if i < 3 else ""
+        ax.text(2 * i + 1.3, -12, text + note, ha="center", va="top", fontsize=8)
+    ax.plot([0.3, 0.3, 8.3], [-22, -150, -150], color="C1", linewidth=1.5)
+    ax.annotate("", (8.3, -22), (8.3, -151), arrowprops={"arrowstyle": "->", "color": "C1", "linewidth": 1.5})
+    ax.text(4.3, -172, "the residual: the input itself, unchanged", ha="center", color="C1")
+    ax.set(xlim=(-0.5, 9.2), ylim=(-180, 170), title="Block 4 of EfficientNet-Lite0; the height of a bar is its number of channels")
+    ax.axis("off")
+    plt.show()
+
+
+def kept_by_width(factors, shares, trained):
+    """How much of a block's input can be told from its activations: random widenings, and the trained blocks by index."""
+    fig, axes = plt.subplots(1, 2, figsize=(10.5, 3.2), sharey=True)
+    axes[0].fill_between(factors, shares.min(axis=1), shares.max(axis=1), color="C0", alpha=0.2, linewidth=0)
+    axes[0].plot(factors, np.median(shares, axis=1), "o-", color="C0", label="widened at random, then ReLU6")
+    axes[0].set(xlabel="width after ÷ before", ylabel="share of the input that can be told", ylim=(0, 1.03), xticks=factors)
+    axes[0].set_title("block 4's input; band: five seeds")
+    axes[0].legend(loc="lower right", fontsize=8)
+    places = np.arange(len(trained))
+    labels = ("the block's own widening (6)", "a random one (6)", "none")
+    for row, label in enumerate(labels):
+        axes[1].bar(places + 0.27 * (row - 1), [values[row] for values in trained.values()], width=0.27, label=label)
+    axes[1].set_xticks(places, list(trained))
+    axes[1].set(xlabel="block", title="four blocks: input told from ReLU6 after ...")
+    axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    plt.show()
+
+
+def without_parts(residual, size_of_change, results):
+    """What taking away a block or its residual does: {network: {part: (blocks, photographs)}}, cosines of the logits."""
+    fig, axes = plt.subplots(1, 3, figsize=(11.5, 3.2))
+    places = np.arange(len(residual))
+    band(axes[0], places, size_of_change.T, "trained", "C0")
+    axes[0].set(title="size of the change: ‖narrowed‖ / ‖input‖", ylim=(0, 1))
+    for ax, (network, parts) in zip(axes[1:], results.items(), strict=True):
+        for colour, (part, cosines) in zip(("C2", "C1"), parts.items(), strict=True):
+            band(ax, places, cosines.T, part, colour)
+        ax.set(title=f"{network}: cosine of the logits with those before", ylim=(-0.25, 1.05))
+        ax.legend(fontsize=8, loc="center right")
+    for ax in axes:
+        ax.set_xticks(places, residual)
+        ax.set_xlabel("block")
+    plt.show()
+
+
+def receptive(fields, corner):
+    """The side of the square that one number sees, by depth; with the sides that a middle and a corner place need."""
+    fig, ax = plt.subplots(figsize=(9, 2.9))
+    ax.plot(range(-1, 16), fields, "o-", markersize=4)
+    for pixels, text in ((224, "the whole picture, from its middle"), (corner, "the whole picture, from any corner")):
+        ax.axhline(pixels, color="C1", linestyle="--", linewidth=1)
+        ax.text(-0.8, pixels + 10, f"{text}: {pixels}", color="C1")
+    ax.set(xlabel="block (−1: the stem)", ylabel="pixels", xticks=range(-1, 16))
+    ax.set_title("Receptive field: the side of the square that one number sees")
+    plt.show()
+
+
+def inside_block(widened, filtered, narrowed, shown, out):
+    """Six channels of a block after each of its three steps; the last step has other channels and another scale."""
+    fig, axes = plt.subplots(3, 6, figsize=(10, 5.2))
+    rows = (("widened", widened, shown), ("filtered", filtered, shown), ("narrowed", narrowed, out))
+    for line, (name, tensor, chosen) in zip(axes, rows, strict=True):
+        for ax, c in zip(line, chosen, strict=True):
+            limits = (
+                {"cmap": "viridis", "vmin": 0, "vmax": 6} if tensor is not narrowed else {"cmap": "RdBu_r", "vmin": -20, "vmax": 20}
+            )
+            image = ax.imshow(tensor[0, c], **limits)
+            ax.set(xticks=[], yticks=[])
+            ax.set_title(f"channel {c}", loc="center", fontsize=8, pad=2)
+        line[0].set_ylabel(name)
+        fig.colorbar(image, ax=line, shrink=0.85)
+    fig.suptitle("Inside block 4, on the cat: the same six channels widened and filtered, and six of the result")
+    plt.show()
+
+
+def values_by_step(widened, filtered, narrowed, negative):
+    """Histograms of a block's numbers after each of its three steps."""
+    fig, axes = plt.subplots(1, 3, figsize=(10.5, 2.8), sharey=True)
+    for ax, (name, tensor) in zip(axes, (("widened", widened), ("filtered", filtered), ("narrowed", narrowed)), strict=True):
+        ax.hist(tensor.ravel(), bins=60, weights=np.full(tensor.size, 100 / tensor.size))
+        ax.set(title=f"{name}: {100 * (tensor == 0).mean():.0f}% exactly zero", xlabel="value", yscale="log")
+    axes[0].set_ylabel("percent of the numbers")
+    axes[2].axvspan(narrowed.min(), 0, color="C1", alpha=0.2)
+    axes[2].set_title(f"narrowed: {negative:.0f}% are negative")
+    plt.show()
