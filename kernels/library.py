@@ -79,6 +79,11 @@ def cache_file() -> Path:
     return cache_folder() / f"{digest.hexdigest()[:32]}.o"
 
 
+def sources_digest() -> str:
+    """Of the kernels' code: what decides, beside the CPU, how weights are packed."""
+    return hashlib.sha256(b"".join(source.read_bytes() for source in _sources())).hexdigest()[:32]
+
+
 def kernels_cached() -> bool:
     """Whether the machine code for this CPU and version is there, so that `compile` need not make it. Takes milliseconds."""
     return _loaded is not None or (not _forked_while_busy and _intact(_kept_bytes()))
