@@ -68,7 +68,7 @@ def test_a_copy_has_memory_of_its_own_and_a_shallow_one_shares_the_weights(model
 
 
 def test_copies_run_beside_each_other(model, pictures):
-    """Four threads, each with a shallow copy: without an arena and a lock of its own they would write into each other's maps."""
+    """Four threads, each with a shallow copy: without an arena of its own each would write into the others' maps."""
     fast = effnet_np.compile(model, threads=1)
     expected = fast(pictures).logits
     wrong = []
