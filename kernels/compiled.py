@@ -23,9 +23,10 @@ import numpy as np
 
 from effnet_np.kernels import library, table
 from effnet_np.kernels.arena import ALIGN, FeatureMap
+from effnet_np.kernels.cores import default_threads
 from effnet_np.kernels.plan import pack, plan
 from effnet_np.kernels.pool import Pool
-from effnet_np.kernels.target import CPU_NAME, WIDTH, default_threads
+from effnet_np.kernels.target import CPU_NAME, WIDTH
 from effnet_np.layer_specs import layer_specs
 from effnet_np.model import EfficientNetForImageClassification
 from effnet_np.outputs import BaseModelOutput, ImageClassifierOutput
@@ -119,10 +120,11 @@ class CompiledEfficientNet:
             warnings.warn("some weights are NaN or infinite: the NumPy model answers instead of the kernels", stacklevel=3)
             self._reference = model
             return
-        self._begin()
+        self._lanes: dict[int, list[CompiledEfficientNet]] = {}
+        self._reset()
 
-    def _begin(self) -> None:
-        """What a model has beside its weights: memory, threads and a lock of its own."""
+    def _reset(self) -> None:
+        """What no two may share: plans, memory, threads, a lock."""
         self._plans: OrderedDict[tuple, _Bound] = OrderedDict()
         self._arena = self._scratch = np.zeros(0, np.float32)
         self._pool = Pool(self.threads, 3 * len(self._network.blocks()) + 4)
@@ -152,8 +154,30 @@ class CompiledEfficientNet:
                     f"here is effnet_np {__version__}, {WIDTH} numbers (or the kernels' code differs): send the model that it "
                     "was compiled from, and compile that here"
                 )
-            self._functions = library.addresses()
-            self._begin()
+            self._functions, self._lanes = library.addresses(), {}
+            self._reset()
+
+    # -- several at a time ----------------------------------------------------------------------------------------
+
+    def lanes(self, count: int) -> list[CompiledEfficientNet]:
+        """`count` models that may run at the same time, with this one's weights, each with its share of the threads, or one.
+
+        For many images that is faster than all threads on each. They are kept. Where NumPy answers: this model itself, alone.
+        """
+        if self._reference is not None:
+            return [self]
+        with self._lock:
+            if count not in self._lanes:
+                self._lanes[count] = [self._twin(max(1, self.threads // count)) for _ in range(count)]
+            return self._lanes[count]
+
+    def _twin(self, threads: int) -> CompiledEfficientNet:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._asked = twin.threads = threads
+        twin._lanes = {}
+        twin._reset()
+        return twin
 
     # -- what people call on a model ------------------------------------------------------------------------------
 

@@ -178,7 +178,7 @@ def flowers():
     """A tiny model with names of its own, and its processor."""
     labels = {0: "rose", 1: "2", 2: "Lily, white lily", 3: "Ox eye", 4: "tulip"}
     model = effnet_np.EfficientNetForImageClassification(tiny_config(id2label=labels, num_labels=5), seed=1)
-    model.image_processor = effnet_np.EfficientNetImageProcessor.preset("b0", size={"height": 64, "width": 64})
+    model.image_processor = effnet_np.EfficientNetImageProcessor(size={"height": 64, "width": 64})
     return model
 
 
@@ -347,7 +347,7 @@ def test_the_json_says_the_same(real, tmp_path):
 class Reader(html.parser.HTMLParser):
     """Tags opened and closed, addresses, and all text of a page."""
 
-    VOID = ("meta", "img", "br", "line", "rect", "circle")
+    VOID = ("meta", "img", "br")
 
     def __init__(self, page):
         super().__init__()
@@ -366,7 +366,8 @@ class Reader(html.parser.HTMLParser):
         self.tags.append(tag)
 
     def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
 
     def handle_data(self, data):
         self.words.append(data)

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +16,10 @@ import numpy as np
 from effnet_np.checkpoints.files import replacing
 from effnet_np.images.io import MAX_PIXELS
 from effnet_np.inference import evaluation_page, metrics
-from effnet_np.inference.classify import DEFAULT_MODEL, answers, check_count, get_runner
+from effnet_np.inference.classify import DEFAULT_MODEL, check_count, get_runner
 from effnet_np.inference.labelled import read_labelled
 from effnet_np.inference.metrics import Bin, ClassScore, Rate
+from effnet_np.inference.stream import stream
 from effnet_np.printable import printable
 
 TOP = 5
@@ -170,7 +170,7 @@ def evaluate(
         raise ValueError("evaluate() judges models that choose one of several classes, and this one does not")
     found = read_labelled(source, config)
     began = time.perf_counter()
-    rows = _rows(runner, found.paths, batch_size, max_pixels)
+    rows = stream(runner, found.paths, "logits", batch_size=batch_size, errors="return", threads=threads, max_pixels=max_pixels)
     judge = _Judge(config.num_labels, calibrate)
     for number, (path, truth, row) in enumerate(zip(found.paths, found.truth, rows, strict=True), 1):
         judge.take(path, truth, row)
@@ -195,8 +195,6 @@ class _Judge:
         self.logits: list[np.ndarray] = []
 
     def take(self, path: str, truth: int, row: np.ndarray | Exception) -> None:
-        if not isinstance(row, Exception) and not np.isfinite(row).all():
-            row = ValueError("the network's output is not finite: its weights are damaged, or do not fit its configuration")
         if isinstance(row, Exception):
             self.failed.append((path, str(row) or type(row).__name__))
             return
@@ -342,15 +340,3 @@ def _finite(value: float) -> float | None:
 def _text(text: str) -> str:
     """As UTF-8 can hold it: a file's name may be no text."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _rows(runner: Any, paths: Iterable[str], batch_size: int, max_pixels: int) -> Iterator[np.ndarray | Exception]:
-    """For each picture its logits (num_labels,) float32, or the exception that it ended in."""
-    for answer in answers(runner, paths, None, batch_size, "none", max_pixels):
-        if isinstance(answer, Exception):
-            yield answer
-            continue
-        row = np.empty(len(answer), np.float32)
-        for prediction in answer:
-            row[prediction["index"]] = prediction["score"]
-        yield row
