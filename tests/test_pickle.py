@@ -13,7 +13,7 @@ import pytest
 import effnet_np
 from effnet_np.kernels import compiled, library
 from effnet_np.kernels.arena import ALIGN
-from effnet_np.kernels.target import default_threads
+from effnet_np.kernels.cores import default_threads
 
 from helpers import CHELSEA, tiny_config
 
