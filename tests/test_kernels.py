@@ -498,7 +498,8 @@ def test_a_compiled_model_says_what_it_is_and_where_the_rest_is():
     model = live(small())
     fast = compile_model(model, threads=2)
     fast(pictures(fast.config))
-    words = r"EfficientNetForImageClassification, 0\.\d million parameters, \d+ x \d+, 2 threads, \d+ MB"
+    words = r"EfficientNetForImageClassification, 0\.\d million parameters, \d+ x \d+, 2 threads, \d+ MB, for [\w.-]+"
+    words += r" in registers of \d+"
     assert re.fullmatch(rf"CompiledEfficientNet\({words}\)", repr(fast))
     assert fast.num_parameters() == model.num_parameters()
     assert fast.eval() is fast
