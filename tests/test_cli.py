@@ -252,9 +252,9 @@ def test_what_the_terminal_cannot_show_is_escaped(tmp_path):
 
 def test_one_picture_does_not_end_a_batch(here, tmp_path, monkeypatch):
     """Whatever it fails with: memory, a damaged file, a network that cannot take it, a fault of ours."""
-    from effnet_np.inference import classify as _  # noqa: F401 - the function; the module is behind it
+    import effnet_np.inference.stream  # noqa: F401
 
-    module = sys.modules["effnet_np.inference.classify"]
+    module = sys.modules["effnet_np.inference.stream"]
     real = module.load_image
     faults = {"memory": MemoryError(), "fault": RuntimeError("a fault"), "disk": OSError(5, "Input/output error")}
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ pytest.importorskip("llvmlite")
 pytest.importorskip("numba")
 
 from effnet_np import EfficientNetConfig, EfficientNetForImageClassification, EfficientNetModel
-from effnet_np.kernels import library
+from effnet_np.kernels import library, table
 from effnet_np.kernels.compiled import CompiledEfficientNet as compile_model
 from effnet_np.layer_specs import layer_specs
 from effnet_np.layers import BatchNorm2d, Conv2d, Linear
@@ -200,6 +201,58 @@ def test_a_function_as_activation_falls_back_with_a_warning():
     with pytest.warns(UserWarning, match="hidden_act"):
         fast = compile_model(model)
     assert np.array_equal(fast(images).logits, model(images).logits)
+
+
+EXTREME = [
+    {"5.projection.project_bn.bias": 3e38},
+    {"5.projection.project_bn.bias": 3e38, "4.expansion.expand_bn.bias": 1e38},
+    {"1.expansion.expand_bn.bias": 2e30, "1.squeeze_excite.expand.weight": 1e24},
+    {"8.squeeze_excite.expand.weight": 6e34, "8.expansion.expand_bn.bias": 9e25},
+    {"2.depthwise_conv.depthwise_conv.weight": 1e34, "3.squeeze_excite.expand.weight": 4e37},
+    {"7.squeeze_excite.reduce.weight": 1e37, "7.depthwise_conv.depthwise_norm.bias": 1e3},
+]
+
+
+@pytest.mark.parametrize("hidden_act", ["relu6", "relu", "swish", "gelu"])
+def test_what_overflows_inside_is_no_ordinary_answer(hidden_act):
+    """Sums beyond float32 depend on the order of their terms: an answer that is finite has to be that of float64."""
+    wrong = {}
+    for index, numbers in enumerate(EXTREME):
+        model = live(small(hidden_act=hidden_act), seed=index)
+        state = model.state_dict()
+        for name, largest in numbers.items():
+            array = state[f"efficientnet.encoder.blocks.{name}"]
+            array[...] = (
+                np.sign(array) * np.float32(largest)
+                if name.endswith("bias")
+                else array / np.abs(array).max() * np.float32(largest)
+            )
+        x = pictures(model.config, seed=index)
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that NumPy answers
+            got = compile_model(model)(x).logits
+            truth = model.to(np.float64)(x.astype(np.float64)).logits
+        if np.isfinite(got).all() and np.abs(got - truth).max() > 1e-3 * np.abs(truth).max():
+            wrong[index] = got[0], truth[0]
+    assert not wrong
+
+
+def test_pixels_that_overflow_inside_are_refused():
+    model = live(small(hidden_act="relu6"))
+    x = pictures(model.config)
+    compiled = compile_model(model)
+    assert_same(compiled(x), model(x))
+    with pytest.raises(ValueError, match=r"pixel_values beyond .*e\+3. overflow float32"):
+        compiled(x * np.float32(1e38 / np.abs(x).max()))
+
+
+def test_an_activation_without_machine_code_is_answered_by_numpy(monkeypatch):
+    model = live(small(hidden_act="mish"))
+    monkeypatch.delitem(table.CODES, "mish")
+    with pytest.warns(UserWarning, match="hidden_act 'mish' has no machine code .* the NumPy model answers"):
+        fast = compile_model(model)
+    images = pictures(model.config)
+    np.testing.assert_array_equal(fast(images).logits, model(images).logits)
 
 
 def test_non_finite_pixels_are_refused_and_with_non_finite_weights_numpy_answers():
@@ -445,7 +498,8 @@ def test_a_compiled_model_says_what_it_is_and_where_the_rest_is():
     model = live(small())
     fast = compile_model(model, threads=2)
     fast(pictures(fast.config))
-    words = r"EfficientNetForImageClassification, 0\.\d million parameters, \d+ x \d+, 2 threads, \d+ MB"
+    words = r"EfficientNetForImageClassification, 0\.\d million parameters, \d+ x \d+, 2 threads, \d+ MB, for [\w.-]+"
+    words += r" in registers of \d+"
     assert re.fullmatch(rf"CompiledEfficientNet\({words}\)", repr(fast))
     assert fast.num_parameters() == model.num_parameters()
     assert fast.eval() is fast

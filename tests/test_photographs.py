@@ -14,7 +14,7 @@ import effnet_np
 from effnet_np.cli import main
 from effnet_np.images import io as image_io
 from effnet_np.images.io import SUFFIXES, load_image
-from effnet_np.inference.classify import preprocess
+from effnet_np.inference.stream import preprocess
 
 from helpers import CHELSEA
 

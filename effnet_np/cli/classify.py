@@ -45,7 +45,8 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from effnet_np.inference.classify import answers, get_runner
+    from effnet_np.inference.classify import get_runner
+    from effnet_np.inference.stream import stream
 
     found = _expand(options.images, options.recursive)
     for remark in found.remarks:
@@ -60,7 +61,8 @@ def run(options: argparse.Namespace) -> int:
             _compile_if_cold()
         runner = get_runner(options.model, options.backend, options.threads, options.processor)
     sources = (picture(path) for path in found.paths)
-    results = answers(runner, sources, options.top_k, options.batch_size, max_pixels=options.max_pixels)
+    asked = {"top_k": options.top_k, "batch_size": options.batch_size, "max_pixels": options.max_pixels}
+    results = stream(runner, sources, errors="return", **asked)
     failed = len(found.failed)
     with closing(_Progress(len(found.paths))) as progress:
         for path, result in zip(found.paths, results, strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 from effnet_np.checkpoints import hub
 from effnet_np.checkpoints.h5_writer import save_h5
 from effnet_np.cli.common import Commands
-from effnet_np.inference.classify import preprocess
+from effnet_np.inference.stream import preprocess
 from effnet_np.model import EfficientNetForImageClassification
 from effnet_np.printable import printable
 

@@ -73,6 +73,12 @@ def load_image(source: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> 
         raise MemoryError(f"there is not enough memory for the pixels of {name}; a smaller picture may fit") from None
 
 
+def is_picture(source: Any) -> bool:
+    """Whether `load_image` would take this for one picture, damaged or not."""
+    known = (str, os.PathLike, bytes, bytearray, memoryview)
+    return isinstance(source, known) or any(hasattr(source, name) for name in ("getbands", "read", "__array__"))
+
+
 def _name_and_data(source: Any, max_pixels: int) -> tuple[str, bytes | None]:
     """How errors name a source, and its bytes, where it is a file of some kind."""
     if hasattr(source, "getbands"):

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from effnet_np.architecture import PRESETS
 from effnet_np.checkpoints import hub
 from effnet_np.checkpoints.checkpoint import read_processor_config
 from effnet_np.checkpoints.files import naming, write_json
+from effnet_np.presets import PRESETS
 from effnet_np.torch_words import wanted_dtype
 
 FIRST, LAST = "channels_first", "channels_last"

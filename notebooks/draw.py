@@ -1,0 +1,391 @@
+"""The figures of the course. A notebook computes, and hands arrays to a function of this file; what it shows is written there.
+
+Functions draw with Matplotlib in the look of course.mplstyle, and call plt.show(). `ax` is a set of axes that somebody else made.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import PIL.Image
+
+PARTS = ["pixels", "stem", *(f"block {index}" for index in range(16)), "head", "pool", "classifier", "softmax"]
+CHANNELS = [3, 32, 16, 24, 24, 40, 40, 80, 80, 80, 112, 112, 112, 192, 192, 192, 192, 320, 1280, 1280, 1000, 1000]
+
+
+def here(*parts, note=""):
+    """The network from left to right, and where in it you are: `parts` are names of PARTS, or "all"."""
+    unknown = set(parts) - {*PARTS, "all"}
+    assert not unknown, f"no such part: {unknown}"
+    fig, ax = plt.subplots(figsize=(10, 1.35))
+    for place, (part, channels) in enumerate(zip(PARTS, CHANNELS, strict=True)):
+        height, chosen = 0.25 + 0.2 * np.log10(channels), part in parts or "all" in parts
+        ax.add_patch(plt.Rectangle((place, 0.5 - height / 2), 0.72, height, color="C1" if chosen else "#cfd8dc"))
+        label = part.replace("block ", "") if part != "classifier" else "classi-\nfier"
+        ax.text(place + 0.36, -0.02, label, ha="center", va="top", fontsize=7.5, color="C1" if chosen else "C6")
+    ax.text(9.4, 1.02, "the 16 blocks", ha="center", fontsize=7.5, color="C6")
+    ax.set(xlim=(-0.2, len(PARTS)), ylim=(-0.4, 1.1), title=f"You are here{': ' + note if note else ''}")
+    ax.axis("off")
+    plt.show()
+
+
+def bars(values, unit, title="", labels=None, log=False, colour="C0"):
+    """One bar a name, the first on top: values {name: number}; labels: what stands behind each bar."""
+    names, numbers = list(values)[::-1], list(values.values())[::-1]
+    texts = [f" {number:.3g}" for number in numbers] if labels is None else [f" {label}" for label in list(labels)[::-1]]
+    fig, ax = plt.subplots(figsize=(9, 0.7 + 0.32 * len(values)))
+    ax.bar_label(ax.barh(names, numbers, color=colour), labels=texts)
+    ax.set(xscale="log" if log else "linear", xlabel=unit, title=title)
+    ax.set_xlim(right=(3 if log else 1.2) * max(numbers))
+    plt.show()
+
+
+def pictures(rows, titles=None, labels=None, **look):
+    """A grid of pictures: rows is a list of lists of arrays (H, W) or (H, W, 3); titles above, labels at the left."""
+    fig, axes = plt.subplots(len(rows), len(rows[0]), figsize=(1.55 * len(rows[0]) + 0.3, 1.65 * len(rows) + 0.3), squeeze=False)
+    for line, row in zip(axes, rows, strict=True):
+        for ax, picture in zip(line, row, strict=True):
+            ax.imshow(picture, **(look if np.ndim(picture) == 2 else {}))
+            ax.set(xticks=[], yticks=[])
+    for ax, title in zip(axes[0], titles or [], strict=False):
+        ax.set_title(title, loc="center", fontsize=9)
+    for ax, label in zip(axes[:, 0], labels or [], strict=False):
+        ax.set_ylabel(label, fontsize=9)
+    plt.show()
+
+
+def visible(pixel_values):
+    """Network input of Lite0 back to a picture: (3, H, W), about -1 to 1 -> (H, W, 3), 0 to 1."""
+    return np.clip(pixel_values.transpose(1, 2, 0) * 128 + 127, 0, 255) / 255
+
+
+def band(ax, x, curves, label, colour):
+    """The median of several curves (curves, points), and their middle half as a band."""
+    low, middle, high = np.percentile(np.asarray(curves), (25, 50, 75), axis=0)
+    ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    ax.plot(x, middle, "o-", markersize=3, color=colour, label=label)
+
+
+# -- 00 · A photograph, classified ------------------------------------------------------------------------------------
+
+
+def network_input(photo, small, pixel_values, top, left, side):
+    """The photograph and its crop, what the crop is resized to, and how the network input is distributed."""
+    fig, axes = plt.subplots(1, 3, figsize=(10, 3.2), width_ratios=[1.5, 1, 1.2])
+    axes[0].imshow(photo)
+    axes[0].add_patch(plt.Rectangle((left, top), side, side, fill=False, color="white", linewidth=2))
+    axes[0].set(title=f"photograph, {photo.shape[1]} × {photo.shape[0]} pixels, and the crop", xlabel="column", ylabel="row")
+    axes[1].imshow(small)
+    axes[1].set(title="resized to 224 × 224", xlabel="column")
+    for channel, name, colour in zip(range(3), ("red", "green", "blue"), ("C1", "C2", "C0"), strict=True):
+        axes[2].hist(pixel_values[0, channel].ravel(), bins=64, range=(-1, 1), histtype="step", color=colour, label=name)
+    axes[2].set(title="the numbers that the network gets", xlabel="(x − 127) / 128", ylabel="pixels")
+    axes[2].legend()
+    plt.show()
+
+
+def one_channel(small, liveliest):
+    """The input, and one channel at each of several depths: liveliest is a list of (name, channel, maps (C, H, W))."""
+    fig, axes = plt.subplots(1, 1 + len(liveliest), figsize=(12, 2.7))
+    axes[0].imshow(small)
+    axes[0].set(title="input", xlabel="3 × 224 × 224")
+    for ax, (name, channel, maps) in zip(axes[1:], liveliest, strict=True):
+        image = ax.imshow(maps[channel], cmap="viridis")
+        fig.colorbar(image, ax=ax, orientation="horizontal", shrink=0.9, pad=0.02)
+        ax.set(title=f"{name}, channel {channel}", xlabel=" × ".join(map(str, maps.shape)))
+    for ax in axes:
+        ax.set(xticks=[], yticks=[])
+    fig.suptitle("One channel on its way: the picture shrinks, the number of channels grows (channels × height × width)")
+    plt.show()
+
+
+def logits_and_probabilities(logits, probabilities, best, short):
+    """How 1,000 logits are distributed, with the first ones marked, and the largest probabilities."""
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3.2))
+    axes[0].hist(logits, bins=60, color="#b0bec5")
+    for rank, index in enumerate(best[:3]):
+        axes[0].axvline(logits[index], color=f"C{rank + 1}", label=f"{short(index)}, {logits[index]:.2f}")
+    axes[0].set(title="1,000 logits, and the first three of them", xlabel="logit", ylabel="classes", yscale="log")
+    axes[0].legend(fontsize=8, loc="upper center")
+    names, shares = [short(index) for index in best][::-1], 100 * probabilities[best][::-1]
+    axes[1].bar_label(axes[1].barh(names, shares), labels=[f" {share:.1f}%" for share in shares])
+    axes[1].set(title="after softmax, the five largest", xlabel="probability, percent", xlim=(0, 46))
+    plt.show()
+
+
+def gallery(inputs, captions, columns=6):
+    """Photographs as the network sees them: inputs {name: (3, H, W)}, with a text below each."""
+    rows = -(-len(inputs) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(11, 2.75 * rows), squeeze=False)
+    for ax in axes.ravel():
+        ax.axis("off")
+    for ax, (name, pixel_values), caption in zip(axes.ravel(), inputs.items(), captions, strict=False):
+        ax.axis("on")
+        ax.imshow(visible(pixel_values))
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(name, loc="center", fontsize=9)
+        ax.set_xlabel(caption, fontsize=8)
+    plt.show()
+
+
+# -- 01 · Convolution, three ways -------------------------------------------------------------------------------------
+
+
+def edges_and_mean(grey, edges, mean):
+    """A picture, what a left-to-right kernel makes of it, and a mean over 9 × 9 pixels."""
+    fig, axes = plt.subplots(1, 3, figsize=(10, 3.4))
+    axes[0].imshow(grey, cmap="gray")
+    axes[0].set(title="input, 224 × 224", xlabel="column", ylabel="row")
+    image = axes[1].imshow(edges, cmap="RdBu_r", vmin=-2, vmax=2)
+    axes[1].set(title="left-to-right changes, 222 × 222", xlabel="column")
+    fig.colorbar(image, ax=axes[1], label="darker ← → brighter", shrink=0.8)
+    axes[2].imshow(mean, cmap="gray")
+    axes[2].set(title="mean of 9 × 9 pixels, 216 × 216", xlabel="column")
+    plt.show()
+
+
+def stem_kernels(weights, size, maps, shown):
+    """Kernels (32, 3, 3, 3) as colours on one scale, and what the six largest of them make of a photograph, maps (32, H, W)."""
+    fig = plt.figure(figsize=(11, 3.9))
+    left, right = fig.subfigures(1, 2, width_ratios=[1.25, 1])
+    largest = size.max()
+    left.suptitle(f"the 32 kernels, by size; mid grey is 0, one scale for all: ±{largest:.1f}")
+    for ax, o in zip(left.subplots(4, 8).ravel(), shown, strict=True):
+        ax.imshow(0.5 + 0.5 * weights[o] / largest)
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(f"{o}", fontsize=7, pad=1, loc="center")
+    right.suptitle("what the six largest make of the cat")
+    for ax, o in zip(right.subplots(2, 3).ravel(), shown[:6], strict=True):
+        limit = np.abs(maps[o]).max()
+        image = ax.imshow(maps[o], cmap="RdBu_r", vmin=-limit, vmax=limit)
+        right.colorbar(image, ax=ax, shrink=0.8)
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(f"channel {o}", loc="center", pad=2)
+    plt.show()
+
+
+def oriented(shares):
+    """How much of a kernel lies in its first direction: {name: 32 numbers}, as dots."""
+    fig, ax = plt.subplots(figsize=(9, 1.9))
+    for row, (name, values) in enumerate(shares.items()):
+        ax.plot(np.sort(values), np.full(len(values), row) + np.linspace(-0.25, 0.25, len(values)), "o", markersize=4)
+        ax.plot([np.median(values)] * 2, [row - 0.35, row + 0.35], color="k", linewidth=1)
+    ax.set(yticks=range(len(shares)), ylim=(len(shares) - 0.5, -0.5), xlabel="1: one smooth pattern; dots are kernels, lines medians")
+    ax.set_yticklabels(list(shares))
+    ax.set_title("How much neighbouring weights resemble each other (correlation)")
+    plt.show()
+
+
+def times_cheaper(full, separable, limit):
+    """Cost of a full convolution over that of a separable one, for kernels of 3, 5 and 7 and up to `limit` channels."""
+    channels = np.arange(1, 513)
+    fig, ax = plt.subplots(figsize=(7, 3))
+    for k in (3, 5, 7):
+        (line,) = ax.plot(channels, full(k, channels, channels) / separable(k, channels, channels), label=f"kernel {k} × {k}")
+        ax.axhline(k * k, color=line.get_color(), linestyle=":", linewidth=1)
+        ax.annotate(f"{full(k, limit, limit) / separable(k, limit, limit):.1f}", (limit - 6, 0.99 * k * k), ha="right", va="bottom")
+    ax.axvline(limit, color="C6", linewidth=0.8)
+    ax.set(xlabel="channels in and out", ylabel="times cheaper", yscale="log", xlim=(0, 520))
+    ax.set_title(f"full ÷ separable; dotted: the limit K²; numbers: at {limit} channels")
+    ax.set_yticks([1, 3, 9, 25, 49], ["1", "3", "9", "25", "49"])
+    ax.legend(loc="lower right")
+    plt.show()
+
+
+# -- 02 · Batch norm, swish, squeeze-excite ---------------------------------------------------------------------------
+
+
+def batch_norm_boxes(before, normalised, after):
+    """Each channel of a photograph before batch norm, after the division, and after scale and shift, as boxes."""
+    def spread(ax, x, title):
+        """A box for each channel: the middle half of its numbers, and whiskers to the 1st and 99th percentile."""
+        box = ax.boxplot(list(x[0].reshape(32, -1)), whis=(1, 99), showfliers=False, patch_artist=True, widths=0.7)
+        for patch in box["boxes"]:
+            patch.set(facecolor="C5", edgecolor="C0", linewidth=0.8)
+        for line in box["medians"]:
+            line.set(color="C1")
+        ax.set(title=title, xlabel="channel")
+        ax.set_xticks(range(1, 33, 4), range(0, 32, 4))
+        ax.axhline(0, color="C6", linewidth=0.6)
+
+
+    fig, axes = plt.subplots(1, 3, figsize=(11, 3.2))
+    spread(axes[0], before, "before batch norm")
+    spread(axes[1], normalised, "after (x − μ) / √(σ² + ε)")
+    spread(axes[2], after, "after scale γ and shift β")
+    axes[0].set_ylabel("values in the cat's stem")
+    plt.show()
+
+
+def dead_channels(norms):
+    """How many channels of each block's expansion have no variance; the depthwise norms after it repeat them."""
+    counts = {"stem": int((norms[0][1].running_var < 1e-6).sum())}
+    for name, norm in norms:
+        if name.endswith("expand_bn"):
+            counts[name.split(".")[2]] = int((norm.running_var < 1e-6).sum())
+    fig, ax = plt.subplots(figsize=(10, 2.4))
+    ax.bar_label(ax.bar(list(counts), list(counts.values())))
+    ax.set(title="Dead channels: zero variance over all of the training set", xlabel="stem, and the expansion of each block")
+    ax.set(ylabel="channels", ylim=(0, 14))
+    plt.show()
+
+
+def eps_by_norm(alone, kinds):
+    """What a wrong eps in one batch norm alone does to the logits: alone (norms, photographs), kinds as many names."""
+    fig, ax = plt.subplots(figsize=(10, 3))
+    for colour, kind in enumerate(dict.fromkeys(kinds)):
+        places = np.flatnonzero([other == kind for other in kinds])
+        low, middle, high = np.percentile(100 * alone[places], (0, 50, 100), axis=1)
+        ax.vlines(places, low, high, color=f"C{colour}", linewidth=1.2)
+        ax.plot(places, middle, "o", markersize=4, color=f"C{colour}", label=kind)
+    ax.set(xlabel="batch norm, from the stem to the head", ylabel="change of the logits, percent", yscale="log")
+    ax.set_title("A wrong ε in one batch norm only; dot: median of the photographs, line: all of them")
+    ax.legend(fontsize=8)
+    plt.show()
+
+
+def bends(x, relu, relu6, swish):
+    """ReLU, ReLU6 and swish, their slopes, and the dip of swish."""
+    fig, axes = plt.subplots(1, 3, figsize=(11, 3.2), width_ratios=[1.2, 1.2, 1])
+    for name, function, look in (
+        ("ReLU", relu, {"linewidth": 6, "alpha": 0.35}),
+        ("ReLU6", relu6, {}),
+        ("swish", swish, {}),
+    ):
+        axes[0].plot(x, function(x), label=name, **look)
+        axes[1].plot(x[:-1], np.diff(function(x)) / np.diff(x), label=name, **look)
+    axes[0].set(title="the function", xlabel="x", ylabel="f(x)")
+    axes[1].set(title="its slope", xlabel="x", ylabel="f′(x)")
+    axes[0].legend()
+    near = np.linspace(-5, 1.2, 62001)
+    axes[2].plot(near, swish(near), color="C2")
+    lowest = near[swish(near).argmin()]
+    axes[2].plot(lowest, swish(near).min(), "o", color="C2")
+    axes[2].annotate(f"({lowest:.3f}, {swish(near).min():.3f})", (lowest, swish(near).min()), (-4.6, 0.12))
+    axes[2].axhline(0, color="C6", linewidth=0.6)
+    axes[2].set(title="swish near zero: the dip", xlabel="x", ylim=(-0.35, 0.5))
+    plt.show()
+
+
+def clipped(zero, six):
+    """What share of the numbers ReLU6 sets to 0 and to 6, by layer: two arrays (layers, photographs), in percent."""
+    fig, ax = plt.subplots(figsize=(10, 2.8))
+    layers = np.arange(len(zero))
+    band(ax, layers, zero.T, "exactly 0", "C6")
+    band(ax, layers, six.T, "exactly 6", "C1")
+    ax.set(title="What ReLU6 cuts off, layer after layer (median and middle half of the photographs)", ylabel="percent")
+    ax.set(xlabel="activation layer, from the stem to the head", xlim=(0, len(zero) - 1), ylim=(0, 100))
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    plt.show()
+
+
+def gates(by_photo):
+    """Gates {photograph: (C,)} as a grid of colours, and how far each channel's gate moves over the photographs."""
+    table = np.stack(list(by_photo.values()))
+    fig, (top, bottom) = plt.subplots(2, 1, figsize=(10, 4.6), height_ratios=[2.2, 1], sharex=True)
+    image = top.imshow(table, vmin=0, vmax=1, aspect="auto", cmap="viridis")
+    fig.colorbar(image, ax=top, label="gate")
+    top.set(title="Gates of squeeze-excite, a row a photograph (random weights)", yticks=range(len(by_photo)))
+    top.set_yticklabels(list(by_photo), fontsize=8)
+    bottom.bar(range(table.shape[1]), table.max(axis=0) - table.min(axis=0))
+    bottom.set(xlabel="channel", ylabel="largest − smallest")
+    plt.show()
+
+
+# -- 03 · MBConv, number by number ------------------------------------------------------------------------------------
+
+
+def block(expansion, depthwise, projection):
+    """Block 4 as bars: height is the number of channels, and the residual goes round below."""
+    fig, ax = plt.subplots(figsize=(10.5, 4))
+    stages = [("input", 40, "C0"), ("widened", 240, "C5"), ("filtered", 240, "C5"), ("narrowed", 40, "C0"), ("output", 40, "C0")]
+    arrows = ["1 × 1 convolution\nbatch norm, ReLU6", "5 × 5 depthwise\nbatch norm, ReLU6", "1 × 1 convolution\nbatch norm", "+ input"]
+    weights = [expansion.expand_conv, depthwise.depthwise_conv, projection.project_conv]
+    for i, (name, channels, colour) in enumerate(stages):
+        ax.add_patch(plt.Rectangle((2 * i, -channels / 2), 0.6, channels, color=colour))
+        ax.text(2 * i + 0.3, channels / 2 + 8, f"{name}\n{channels} × 28 × 28", ha="center", va="bottom")
+    for i, text in enumerate(arrows):
+        ax.annotate("", (2 * i + 1.95, 0), (2 * i + 0.65, 0), arrowprops={"arrowstyle": "->"})
+        note = f"\n{weights[i].weight.size:,} weights" if i < 3 else ""
+        ax.text(2 * i + 1.3, -12, text + note, ha="center", va="top", fontsize=8)
+    ax.plot([0.3, 0.3, 8.3], [-22, -150, -150], color="C1", linewidth=1.5)
+    ax.annotate("", (8.3, -22), (8.3, -151), arrowprops={"arrowstyle": "->", "color": "C1", "linewidth": 1.5})
+    ax.text(4.3, -172, "the residual: the input itself, unchanged", ha="center", color="C1")
+    ax.set(xlim=(-0.5, 9.2), ylim=(-180, 170), title="Block 4 of EfficientNet-Lite0; the height of a bar is its number of channels")
+    ax.axis("off")
+    plt.show()
+
+
+def kept_by_width(factors, shares, trained):
+    """How much of a block's input can be told from its activations: random widenings, and the trained blocks by index."""
+    fig, axes = plt.subplots(1, 2, figsize=(10.5, 3.2), sharey=True)
+    axes[0].fill_between(factors, shares.min(axis=1), shares.max(axis=1), color="C0", alpha=0.2, linewidth=0)
+    axes[0].plot(factors, np.median(shares, axis=1), "o-", color="C0", label="widened at random, then ReLU6")
+    axes[0].set(xlabel="width after ÷ before", ylabel="share of the input that can be told", ylim=(0, 1.03), xticks=factors)
+    axes[0].set_title("block 4's input; band: five seeds")
+    axes[0].legend(loc="lower right", fontsize=8)
+    places = np.arange(len(trained))
+    labels = ("the block's own widening (6)", "a random one (6)", "none")
+    for row, label in enumerate(labels):
+        axes[1].bar(places + 0.27 * (row - 1), [values[row] for values in trained.values()], width=0.27, label=label)
+    axes[1].set_xticks(places, list(trained))
+    axes[1].set(xlabel="block", title="four blocks: input told from ReLU6 after ...")
+    axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    plt.show()
+
+
+def without_parts(residual, size_of_change, results):
+    """What taking away a block or its residual does: {network: {part: (blocks, photographs)}}, cosines of the logits."""
+    fig, axes = plt.subplots(1, 3, figsize=(11.5, 3.2))
+    places = np.arange(len(residual))
+    band(axes[0], places, size_of_change.T, "trained", "C0")
+    axes[0].set(title="size of the change: ‖narrowed‖ / ‖input‖", ylim=(0, 1))
+    for ax, (network, parts) in zip(axes[1:], results.items(), strict=True):
+        for colour, (part, cosines) in zip(("C2", "C1"), parts.items(), strict=True):
+            band(ax, places, cosines.T, part, colour)
+        ax.set(title=f"{network}: cosine of the logits with those before", ylim=(-0.25, 1.05))
+        ax.legend(fontsize=8, loc="center right")
+    for ax in axes:
+        ax.set_xticks(places, residual)
+        ax.set_xlabel("block")
+    plt.show()
+
+
+def receptive(fields, corner):
+    """The side of the square that one number sees, by depth; with the sides that a middle and a corner place need."""
+    fig, ax = plt.subplots(figsize=(9, 2.9))
+    ax.plot(range(-1, 16), fields, "o-", markersize=4)
+    for pixels, text in ((224, "the whole picture, from its middle"), (corner, "the whole picture, from any corner")):
+        ax.axhline(pixels, color="C1", linestyle="--", linewidth=1)
+        ax.text(-0.8, pixels + 10, f"{text}: {pixels}", color="C1")
+    ax.set(xlabel="block (−1: the stem)", ylabel="pixels", xticks=range(-1, 16))
+    ax.set_title("Receptive field: the side of the square that one number sees")
+    plt.show()
+
+
+def inside_block(widened, filtered, narrowed, shown, out):
+    """Six channels of a block after each of its three steps; the last step has other channels and another scale."""
+    fig, axes = plt.subplots(3, 6, figsize=(10, 5.2))
+    rows = (("widened", widened, shown), ("filtered", filtered, shown), ("narrowed", narrowed, out))
+    for line, (name, tensor, chosen) in zip(axes, rows, strict=True):
+        for ax, c in zip(line, chosen, strict=True):
+            limits = (
+                {"cmap": "viridis", "vmin": 0, "vmax": 6} if tensor is not narrowed else {"cmap": "RdBu_r", "vmin": -20, "vmax": 20}
+            )
+            image = ax.imshow(tensor[0, c], **limits)
+            ax.set(xticks=[], yticks=[])
+            ax.set_title(f"channel {c}", loc="center", fontsize=8, pad=2)
+        line[0].set_ylabel(name)
+        fig.colorbar(image, ax=line, shrink=0.85)
+    fig.suptitle("Inside block 4, on the cat: the same six channels widened and filtered, and six of the result")
+    plt.show()
+
+
+def values_by_step(widened, filtered, narrowed, negative):
+    """Histograms of a block's numbers after each of its three steps."""
+    fig, axes = plt.subplots(1, 3, figsize=(10.5, 2.8), sharey=True)
+    for ax, (name, tensor) in zip(axes, (("widened", widened), ("filtered", filtered), ("narrowed", narrowed)), strict=True):
+        ax.hist(tensor.ravel(), bins=60, weights=np.full(tensor.size, 100 / tensor.size))
+        ax.set(title=f"{name}: {100 * (tensor == 0).mean():.0f}% exactly zero", xlabel="value", yscale="log")
+    axes[0].set_ylabel("percent of the numbers")
+    axes[2].axvspan(narrowed.min(), 0, color="C1", alpha=0.2)
+    axes[2].set_title(f"narrowed: {negative:.0f}% are negative")
+    plt.show()
