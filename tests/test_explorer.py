@@ -15,7 +15,8 @@ import PIL.Image
 import pytest
 
 import effnet_np
-from effnet_np.inference.classify import get_model, preprocess
+from effnet_np.inference.classify import get_model
+from effnet_np.inference.stream import preprocess
 from effnet_np.tracing.trace import Trace, enliven
 
 from helpers import CHELSEA, COFFEE
@@ -30,9 +31,9 @@ BLOCK4 = "efficientnet.encoder.blocks.4.projection"
 ROUNDING = 2.0**-24
 
 
-def small(**options):
-    """A live network of B0's kind, with squeeze-excite, of 64 x 64 pixels and 10 labels."""
-    config = effnet_np.EfficientNetConfig.preset("b0", num_labels=10, image_size=64, **options)
+def small(preset="b0", **options):
+    """A live network of that kind (B0: with squeeze-excite), of 64 x 64 pixels and 10 labels."""
+    config = effnet_np.EfficientNetConfig.preset(preset, num_labels=10, image_size=64, **options)
     model = effnet_np.EfficientNetForImageClassification(config, initialize=False)
     enliven(model, 3)
     model.image_processor = effnet_np.EfficientNetImageProcessor.preset("b0")
@@ -86,6 +87,7 @@ def remade(step):
 NETWORKS = {
     "lite0": lambda: get_model("lite0"),
     "squeeze-excite": small,
+    "fused": lambda: small("v2-b0"),
     "max pool, gelu": lambda: small(pooling_type="max", hidden_act="gelu"),
     "two labels at once": lambda: small(problem_type="multi_label_classification", hidden_act="mish"),
 }
@@ -263,7 +265,7 @@ def test_the_first_wrong_layer_is_the_one_that_compare_names(lite0, tmp_path):
     session, picture = lite0
     model = effnet_np.EfficientNetForImageClassification.from_pretrained("lite0")
     model.efficientnet.encoder.blocks[3].depthwise_conv.depthwise_conv_pad.padding = (2, 1, 2, 1)
-    with Trace(model, layers=(INPUT, "*.blocks.[2-5].*", "*.pooler*", "logits")) as trace:
+    with Trace(model, layers=(INPUT, "*.blocks.[23].*", "*.pooler*", "logits")) as trace:
         model(preprocess(model, CHELSEA)[None])
     trace.save(tmp_path / "port.h5")
     port, run = Trace.load(tmp_path / "port.h5"), session.run("m", picture)

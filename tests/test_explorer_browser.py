@@ -26,7 +26,7 @@ BLOCK4 = "efficientnet.encoder.blocks.4.projection"
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory):
     """A port that pads block 3 wrongly: the trace that it would write."""
-    from effnet_np.inference.classify import preprocess
+    from effnet_np.inference.stream import preprocess
 
     model = get_model("lite0")
     pad = model.efficientnet.encoder.blocks[3].depthwise_conv.depthwise_conv_pad
@@ -214,7 +214,7 @@ def axe(tmp_path_factory):
     return (folder / "node_modules/axe-core/axe.min.js").read_text()
 
 
-@pytest.mark.parametrize("scheme, width", [("light", 1280), ("dark", 380)])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 380)])
 def test_accessibility(browser, explorer, axe, scheme, width):
     """axe-core finds nothing against WCAG 2.2 AA, in a state with every panel open; and nothing is wider than the screen."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)

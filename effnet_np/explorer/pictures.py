@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from effnet_np.images.processor import EfficientNetImageProcessor
-from effnet_np.inference.classify import load_pixels
+from effnet_np.inference.stream import load_pixels
 from effnet_np.inspection.explain import seen_region
 
 SHOWN = 1024  # pixels, the larger side of what the browser shows

@@ -16,7 +16,7 @@ import numpy as np
 
 from effnet_np.explorer import pictures, terms, what_if
 from effnet_np.explorer.recording import INPUT, SCORES, Operation, Recording, count_parts, part_of, record_part, run_part
-from effnet_np.inference.classify import FUNCTIONS, ranked
+from effnet_np.inference.stream import FUNCTIONS, ranked
 from effnet_np.kernels.backend import choose
 from effnet_np.layer_specs import layer_specs
 
