@@ -307,11 +307,9 @@ class Session:
             entry = {"name": operation.name, "kind": operation.kind, "shape": operation.shape, "inputs": operation.inputs}
             parts[operation.part]["operations"].append(entry | {"kernel": operation.window and operation.window[0]})
         for layer in layer_specs(model.config.architecture(), height, width):
-            part = parts[part_of(model, layer.name)]
-            part["parameters"] += layer.parameters
-            part["mult_adds"] += layer.mult_adds
-        for number, part in enumerate(parts):
-            part["shape"] = part["operations"][-1]["shape"]
-            if number == last:  # the map shows what the classifier reads
-                part["shape"] = next(entry["shape"] for entry in part["operations"])
+            counted = parts[part_of(model, layer.name)]
+            counted["parameters"] += layer.parameters
+            counted["mult_adds"] += layer.mult_adds
+        for number, drawn in enumerate(parts):  # the head as large as the convolution that it begins with
+            drawn["shape"] = drawn["operations"][0 if number == last else -1]["shape"]
         return {"parts": parts, "input": (model.config.num_channels, height, width)}

@@ -17,7 +17,7 @@ The numbers are those that the network computed with, in float32. Adding them up
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,7 @@ def _set_channel(at: Place, x, channel: int, value: float) -> dict[str, Any]:
     return {"form": "constant"} if at[0] == channel else {"form": "copy", **_from(x, at)}
 
 
-TERMS = {
+TERMS: dict[str, Callable[..., dict[str, Any]]] = {
     "conv2d": _conv2d,
     "linear": _linear,
     "global_average_pool": _global_average_pool,
@@ -143,7 +143,7 @@ def receptive_field(operations: Mapping[str, Operation], name: str, y: int, x: i
     """
     windows: dict[str, tuple[int, int, int, int]] = {name: (y, x, y, x)}
     everything = gated = False
-    for current in reversed(operations.values()):
+    for current in reversed(list(operations.values())):
         window = windows.pop(current.name, None)
         if window is None:
             continue

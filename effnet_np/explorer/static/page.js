@@ -58,6 +58,7 @@ async function show() {
     say(error.message, true);
   } finally {
     document.body.setAttribute("aria-busy", "false");
+    window.shownAt = performance.now();
     document.body.dataset.rendered = Number(document.body.dataset.rendered || 0) + 1;
   }
 }
