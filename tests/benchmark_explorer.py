@@ -60,6 +60,7 @@ class Explorer:
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
             if line.startswith(which):
                 return int(line.split()[1]) / 1024
+        raise KeyError(which)
 
     def operations(self):
         return [each for part in self.ask("network", **self.about)["parts"] for each in part["operations"]]
