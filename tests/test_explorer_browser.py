@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 from effnet_np.inference.classify import get_model
@@ -135,15 +136,19 @@ def test_from_a_logit_back_to_a_pixel(page):
     """Every step's terms add up to the number, and the way ends at the photograph."""
     page.click("#open-logit")
     assert "classifier [282, 0, 0]" in page.text("#number-title")
+    _walk_to_a_pixel(page)
+    page.click("#step-back")
+    assert page.page.is_visible("#terms tbody .from")
+
+
+def _walk_to_a_pixel(page):
+    """By the largest term each time; the page checks each step."""
     for _ in range(90):
         assert page.page.get_attribute("#check", "class") == "good", page.text("#check")
-        first = page.page.query_selector("#terms tbody .from")
-        if first is None or not first.is_visible():
+        if not page.page.is_visible("#terms tbody .from >> nth=0"):
             break
         page.click("#terms tbody .from >> nth=0")
     assert "The photograph's own pixel" in page.text("#chain")
-    page.click("#step-back")
-    assert page.page.is_visible("#terms tbody .from")
 
 
 def test_a_sum_that_is_wrong_is_called_wrong(page, explorer):
@@ -188,8 +193,7 @@ def test_a_silenced_channel_moves_the_answer(page, explorer):
 
 
 def test_the_first_wrong_layer_of_a_port(page):
-    page.page.select_option("#beside", "trace")
-    page.page.wait_for_selector("#rows tr.first")
+    page.page.wait_for_selector("#rows tr.first")  # the page opens with it
     first = page.text("#rows tr.first td:first-child")
     assert "blocks.3.depthwise_conv.depthwise_conv_pad" in first
     assert "padding" in page.text("#hints")
@@ -249,29 +253,49 @@ def test_by_keyboard_alone(page):
     assert "block 4" in page.text("#number-title")
 
 
-def test_an_exported_page_opens_without_a_server(browser, tmp_path):
-    from effnet_np.explorer.export import export
-    from effnet_np.explorer.session import Session
-
-    session = Session({"lite0": get_model("lite0")}, 20_000_000)
-    session.add_picture(CHELSEA.read_bytes(), "chelsea.png")
+def test_a_saved_page_opens_without_a_server(page, browser, tmp_path):
+    """Saved from the page, opened without a network: the way to a pixel adds up there, too, and what is not held is said."""
+    with page.page.expect_download() as download:
+        page.page.click("#save")
     path = tmp_path / "page.html"
-    assert export(session, {"against": None}, path) == path.stat().st_size <= 6_000_000
+    download.value.save_as(path)
+    assert path.stat().st_size <= 6_000_000
     context = browser.new_context(offline=True)
     opened = Page(context, path.as_uri())
     assert opened.text("#answer li:first-child .score") == "38.5%"
     assert "What it does not hold, it says" in opened.text("#about")
     opened.click("#open-logit")
-    for _ in range(90):
-        assert opened.page.get_attribute("#check", "class") == "good"
-        first = opened.page.query_selector("#terms tbody .from")
-        if first is None or not first.is_visible():
-            break
-        opened.click("#terms tbody .from >> nth=0")
-    assert "The photograph's own pixel" in opened.text("#chain")
+    _walk_to_a_pixel(opened)
     assert opened.page.is_disabled("#blur")
-    opened.open(path.as_uri() + "#layer=efficientnet.encoder.blocks.4.projection&channel=7&y=10&x=3")
+    opened.open(path.as_uri() + f"#layer={BLOCK4}&channel=7&y=10&x=3")
     assert "does not hold that" in opened.text("#status")
     assert opened.page.is_visible("#plane")
     assert opened.messages == []
     context.close()
+
+
+def test_only_channels_in_sight_exist(page, explorer):
+    """Of the classifier's 1,000, and of the 1,280 before; scrolling brings others."""
+    page.open(explorer.address + "#layer=classifier&sort=index")
+    tiles = page.page.locator("#channels button")
+    assert tiles.count() < 200
+    assert tiles.first.inner_text().startswith("0:")
+    page.page.evaluate("document.querySelector('#channels').scrollTop = 1e6")
+    page.page.wait_for_selector("#channels [data-channel='999']")
+    assert tiles.count() < 200
+
+
+def test_the_readme_has_a_picture_of_it(browser, explorer, tmp_path):
+    """Made here: README_PICTURE=effnet_np/explorer/page.webp pytest tests/test_explorer_browser.py -k readme."""
+    context = browser.new_context(viewport={"width": 1360, "height": 900})
+    state = "#layer=efficientnet.encoder.blocks.4.depthwise_conv.depthwise_act&channel=214&y=10&x=3&overlay=60&beside=nothing"
+    opened = Page(context, explorer.address + state)
+    opened.page.evaluate("scrollTo(0, 0)")
+    opened.page.screenshot(path=tmp_path / "page.png")
+    context.close()
+    picture = PIL.Image.open(tmp_path / "page.png").convert("RGB")
+    assert picture.size == (1360, 900)
+    if os.environ.get("README_PICTURE"):
+        picture.save(os.environ["README_PICTURE"], "WEBP", quality=80, method=6)
+    kept = PIL.Image.open(Path(__file__).parent.parent / "effnet_np" / "explorer" / "page.webp")
+    assert kept.size == picture.size

@@ -72,7 +72,10 @@ async function showNumber(state, drawn) {
   const linear = chain[0].kind === "linear";
   byId("versus-row").hidden = !linear;
   if (document.activeElement !== byId("versus")) byId("versus").value = linear && state.versus ? labelOf(state.versus) : "";
-  if (linear && state.versus) await subtract(state, chain);
+  if (linear && state.versus) {
+    await subtract(state, chain);
+    byId("number-title").textContent = `${labelOf(state.channel)} minus ${labelOf(state.versus)}: ${text(value, 7)} − ${text(chain[0].versus.value, 7)} = ${text(chain[0].value, 5)}`;
+  }
   byId("chain").replaceChildren(...chain.map(step => element("li", {}, told(step))));
   showCheck(chain);
   listTerms(chain[0]);
