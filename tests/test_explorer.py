@@ -399,6 +399,15 @@ def test_requests_of_other_pages(running, method, headers):
     assert not any(name.startswith("access-control") for name in given)
 
 
+def test_a_link_elsewhere_opens_the_page_and_nothing_else(running):
+    """As in a letter or a chat; not in a frame, and no answer."""
+    link = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}
+    assert ask(running, "", **link)[0] == 200
+    assert ask(running, "", **link | {"Sec_Fetch_Dest": "iframe"})[0] == 403
+    assert ask(running, "api/open", **link)[0] == 403
+    assert ask(running, "explorer.html?model=m", **link)[0] == 403
+
+
 def test_other_methods(running):
     assert ask(running, "api/picture", "POST", b"x")[0] == 405, "a browser names the origin of a POST"
     for method in ("PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT"):

@@ -2,7 +2,8 @@
 
 The address has a token in its path, drawn anew at each start; what does not begin with it is not found. `Guard` lets in only
 requests that name this server as their host (a page of the web that has its own name point here names itself) and that come
-from its own page or from no page. Files are those of `static/`, read at the start; no path ever reaches the disk.
+from its own page or from no page; a link elsewhere may open the page, which knows nothing before it asks. Files are those of
+`static/`, read at the start; no path ever reaches the disk.
 """
 
 from __future__ import annotations
@@ -85,7 +86,10 @@ class Guard:
         origins = headers.get("origin", [])
         if any(origin not in {f"http://{host}" for host in hosts} for origin in origins):
             return 403, "this server answers its own page only"
-        if any(site not in ("same-origin", "none") for site in headers.get("sec-fetch-site", [])):
+        opening = scope["path"] == f"/{self.token}/" and headers.get("sec-fetch-dest") == [
+            "document"
+        ]  # a link, wherever it stands
+        if not opening and any(site not in ("same-origin", "none") for site in headers.get("sec-fetch-site", [])):
             return 403, "this server answers its own page only"
         if scope["method"] not in ("GET", "POST") or (scope["method"] == "POST" and not origins):
             return 405, "not allowed"
