@@ -6,6 +6,8 @@ import io
 import json
 import math
 import socket
+import subprocess
+import sys
 import threading
 import time
 from urllib.parse import urlencode
@@ -542,3 +544,25 @@ def test_the_command_writes_a_page_as_a_file(tmp_path, capsys):
     assert main(["explore", "-o", str(path)]) == 1
     assert main(["explore", str(tmp_path / "none.jpg"), "-o", str(path)]) == 1
     assert path.read_text() == page
+
+
+def test_what_stands_beside_is_a_trace_or_a_model(tmp_path):
+    from effnet_np.cli.explore import _against
+
+    model = small()
+    model.save_pretrained(tmp_path / "model")
+    with Trace(model, layers="logits") as trace:
+        model(np.zeros((1, 3, 64, 64), np.float32))
+    trace.save(tmp_path / "trace.h5")
+    (tmp_path / "neither.h5").write_bytes(b"neither")
+    assert np.array_equal(_against(str(tmp_path / "trace.h5"))[0]["logits"], trace["logits"])
+    assert _against(str(tmp_path / "model"))[1].num_labels == 10
+    with pytest.raises(ValueError, match="neither a trace"):
+        _against(str(tmp_path / "neither.h5"))
+
+
+def test_without_the_extra_the_command_says_what_to_install():
+    code = "import sys; sys.modules['starlette'] = None; from effnet_np.cli import main; sys.exit(main(['explore']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install 'effnet_np[explore]'" in done.stderr

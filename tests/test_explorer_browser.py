@@ -1,5 +1,6 @@
 """The explorer in a real browser: Chromium, driven by Playwright. Where either is missing, these tests skip and say so."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -7,16 +8,21 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 
+from effnet_np import EfficientNetConfig, EfficientNetForImageClassification, EfficientNetImageProcessor, ops
 from effnet_np.inference.classify import get_model
-from effnet_np.tracing.trace import Trace
+from effnet_np.tracing.trace import Trace, enliven
 
 from helpers import CHELSEA, COFFEE
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install -e '.[test-browser]'")
 server = pytest.importorskip("effnet_np.explorer.server", reason="no Starlette or uvicorn: pip install -e '.[explore]'")
+
+from effnet_np.explorer.session import Session  # noqa: E402
+
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if BROWSER is None:
     pytest.skip("no browser: apt-get install chromium", allow_module_level=True)
@@ -42,19 +48,23 @@ def golden(tmp_path_factory):
     return path
 
 
+@contextlib.contextmanager
+def running(*arguments):
+    explorer = server.Explorer(*arguments)
+    thread = threading.Thread(target=explorer.serve, daemon=True)
+    thread.start()
+    yield explorer
+    explorer.stop()
+    thread.join(10)
+
+
 @pytest.fixture(scope="module")
 def explorer(golden):
     """A running explorer of Lite0 and the cat, beside the port's trace."""
-    from effnet_np.explorer.session import Session
-
     session = Session({"lite0": get_model("lite0")}, 20_000_000)
     session.add_picture(CHELSEA.read_bytes(), "chelsea.png")
-    running = server.Explorer(session, {"against": golden.name}, Trace.load(golden))
-    thread = threading.Thread(target=running.serve, daemon=True)
-    thread.start()
-    yield running
-    running.stop()
-    thread.join(10)
+    with running(session, {"against": golden.name}, Trace.load(golden)) as explorer:
+        yield explorer
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +172,42 @@ def test_a_sum_that_is_wrong_is_called_wrong(page, explorer):
         }"""
     )
     assert forged == [True, False]
+
+
+def test_the_page_knows_every_activation(page):
+    """Its functions in JavaScript, beside those of ops.py in float64."""
+    numbers = np.linspace(-7, 7, 101)
+    for name, function in {**ops.ACTIVATIONS, "sigmoid": ops.sigmoid}.items():
+        script = "([name, numbers]) => numbers.map(FUNCTIONS[name])"
+        found = page.page.evaluate(script, [function.__name__, numbers.tolist()])
+        assert np.abs(np.array(found) - function(numbers)).max() < 1e-12, name
+
+
+def test_without_a_picture_one_can_be_taken(browser):
+    """And with squeeze-excite: a gate's number is a product, whose factors can be followed."""
+    config = EfficientNetConfig.preset("b0", image_size=64)
+    model = EfficientNetForImageClassification(config, initialize=False)
+    enliven(model)
+    model.image_processor = EfficientNetImageProcessor.preset("b0")
+    model.image_processor.size = {"height": 64, "width": 64}
+    with running(Session({"b0": model}, 20_000_000, kernels=False), {"against": None}) as explorer:
+        context = browser.new_context()
+        opened = Page(context, explorer.address)
+        assert opened.text("#status") == "Choose a picture to begin."
+        opened.click(".sample")
+        assert opened.page.locator("#answer li").count() == 5
+        opened.open(opened.at() + "&layer=efficientnet.encoder.blocks.3.squeeze_excite&channel=5&y=4&x=3")
+        assert "× gate" in opened.text("#chain")
+        assert "squeeze-excite" in opened.text("#number-note")
+        opened.click("#terms tbody .from >> nth=1")
+        assert "act_expand" in opened.text("#number-title")
+        assert opened.page.is_visible("#gate")
+        opened.click("#terms tbody .from >> nth=0")
+        opened.click("#terms tbody .from >> nth=0")
+        assert "the mean of 64 numbers" in opened.text("#chain")
+        assert opened.page.get_attribute("#check", "class") == "good"
+        assert opened.messages == []
+        context.close()
 
 
 def test_a_link_leads_back_to_the_same_number(page, browser, explorer):

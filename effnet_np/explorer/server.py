@@ -213,6 +213,7 @@ class Explorer:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self.socket.bind((HOST, port))
+            self.socket.listen(128)  # from here on who connects waits, and is not turned away
         except OSError as error:
             raise OSError(f"port {port} cannot be used: {error.strerror}; without --port a free one is taken") from error
         self.token, self.port = secrets.token_urlsafe(24), self.socket.getsockname()[1]
