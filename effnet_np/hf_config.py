@@ -12,7 +12,7 @@ import inspect
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -241,12 +241,14 @@ class EfficientNetConfig:
                 del fields[key]
         return copy.deepcopy(fields | {"model_type": self.model_type})
 
+    def beyond_hf(self, but: Sequence[str] = ()) -> list[str]:
+        """The fields, as texts, of which transformers, which does not know them, would make another network."""
+        beyond = [f"{key}={getattr(self, key)!r}" for key, hf in BEYOND_HF.items() if getattr(self, key) != hf and key not in but]
+        return beyond + ([] if self.squeeze_expansion_ratio else [f"squeeze_expansion_ratio={self.squeeze_expansion_ratio}"])
+
     def say_what_is_beyond_hf(self) -> None:
-        """A UserWarning where transformers, which does not know these fields, would make another network of them."""
-        beyond = [f"{key}={getattr(self, key)!r}" for key, hf in BEYOND_HF.items() if getattr(self, key) != hf]
-        if not self.squeeze_expansion_ratio:
-            beyond.append(f"squeeze_expansion_ratio={self.squeeze_expansion_ratio}")
-        if beyond:
+        """A UserWarning where there is something of that kind."""
+        if beyond := self.beyond_hf():
             text = f"config.json holds {', '.join(beyond)}, which Hugging Face's EfficientNet does not know"
             warnings.warn(f"{text}: effnet_np reads this network again, transformers cannot", UserWarning, stacklevel=3)
 

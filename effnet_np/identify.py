@@ -5,13 +5,13 @@ What no file tells, such as timm's padding and eps, is never guessed: where seve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from effnet_np.checkpoints.checkpoint import Foreign
 from effnet_np.layer_specs import LayerSpec, layer_specs
 from effnet_np.match import Shape
-from effnet_np.weights.dialect import Network
+from effnet_np.weights.dialect import Dialect, Network
 
 ANY_SIZE = 1 << 13  # pixels: no shape of a tensor depends on the image
 CLASSIFIER = ("classifier.weight", "classifier.bias")
@@ -64,6 +64,66 @@ def fitting(foreign: Foreign, preset: Callable[..., Any]) -> list[str]:
         if "." not in name and _compared(shapes(preset(network.preset, **network.fields))) == theirs:
             found.append(name)
     return found
+
+
+def expressed(config: Any, dialect: Dialect, preset: Callable[..., Any]) -> str:
+    """The dialect's name for the network of a configuration. Raises ValueError that says what the dialect cannot express.
+
+    At the configuration's own image size both are the same; at others, zeros may be put elsewhere (see `padding`).
+    """
+    own = _compared(shapes(config))
+    faults: dict[str, list[str]] = {}
+    for name, network in dialect.networks.items():
+        theirs = preset(network.preset, **(network.fields | {"image_size": config.image_size}))
+        if "." in name or _compared(shapes(theirs)) != own:
+            continue
+        if dialect.built_for_its_input:
+            theirs = preset(network.preset, **(network.fields | {"image_size": config.image_size, "padding": "same"}))
+        faults[name] = list(differences(config, theirs))
+        if not faults[name]:
+            return name
+    if not faults:
+        known = ", ".join(name for name in dialect.networks if "." not in name)
+        raise ValueError(f"{dialect.library} has no network of these layers and channels (it has {known})")
+    lines = [f"  {name}: {'; '.join(texts)}" for name, texts in faults.items()]
+    raise ValueError(f"{dialect.library} cannot express this network exactly:\n" + "\n".join(lines))
+
+
+def in_hf_terms(config: Any) -> dict[str, Any]:
+    """The fields with which Hugging Face's EfficientNet is the same network, at the native image size, or ValueError."""
+    zeros = _zeros(config)[1:]  # of the blocks
+    odd = [b.index for b, z in zip(config.blocks(), zeros, strict=True) if b.stride == 2 and z == (b.kernel_size // 2,) * 4]
+    fields = config.to_dict() | {"padding": "hf", "depthwise_padding": odd}
+    faults = config.beyond_hf(("padding",))
+    if not faults and _zeros(type(config).from_dict(fields)) != _zeros(config):
+        faults = [f"zeros of padding={config.padding!r} at {config.image_size} x {config.image_size} pixels"]
+    if faults:
+        raise ValueError(f"Hugging Face's EfficientNet cannot express {', '.join(faults)}")
+    return fields
+
+
+def differences(ours: Any, theirs: Any) -> Iterator[str]:
+    """What two networks of the same shapes compute differently, in words: "batch_norm_eps 0.001, there 1e-05"."""
+    for key in ("batch_norm_eps", "hidden_act", "pooling_type"):
+        own, other = (_silu(getattr(config, key)) for config in (ours, theirs))
+        if own != other:
+            yield f"{key} {own}, there {other}"
+    if _zeros(ours) != _zeros(theirs):
+        size = f"at its {ours.image_size} x {ours.image_size} pixels"
+        yield f"padding {ours.padding!r} puts zeros elsewhere than {theirs.padding!r}, which it has, {size}"
+    if any(a.residual != b.residual for a, b in zip(ours.blocks(), theirs.blocks(), strict=True)):
+        yield "a block that adds its input is another one there"
+
+
+def _silu(value: Any) -> Any:
+    return "swish" if value == "silu" else value
+
+
+def _zeros(config: Any) -> list[tuple[int, ...]]:
+    """(top, bottom, left, right) of every K x K convolution, for an image of the native size."""
+    network, size = config.architecture(), config.image_size
+    parts, sizes = [network.stem, *network.blocks], [(size, size), *network.sizes(size, size)]
+    return [part.zeros(*before) for part, before in zip(parts, sizes, strict=False)]
 
 
 def shapes(config: Any) -> dict[str, Shape]:

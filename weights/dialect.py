@@ -48,7 +48,8 @@ class Dialect:
     place: where a block is, with {index}, {stage}, {number} (the stage's, from 1), {position} or {letter} (the position's); in
     `top`, {head} is the number after the last stage's.
     tensors: by the kind of a layer, our names of its tensors -> the library's. axes: by the kind of a layer, how the library's
-    weight is turned into ours (NumPy's transpose). networks: by the library's own names.
+    weight is turned into ours (NumPy's transpose). networks: by the library's own names. built_for_its_input: zeros are put
+    where SAME puts them for the size that a model is built for.
     """
 
     library: str
@@ -60,6 +61,7 @@ class Dialect:
     outputs: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     tensors: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    built_for_its_input: bool = False
 
     # -- which -----------------------------------------------------------------------------------------------------
 

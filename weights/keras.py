@@ -76,6 +76,7 @@ DIALECT = Dialect(
     outputs=OUTPUTS,
     tensors=TENSORS,
     axes=AXES,
+    built_for_its_input=True,
 )
 DIALECT_V2 = dataclasses.replace(
     DIALECT,

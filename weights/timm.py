@@ -127,6 +127,8 @@ SQUASH = {"crop_mode": "squash"}
 NETWORKS = {
     **{f"tf_efficientnet_{name}": _network(name, TENSORFLOW, *size) for name, size in B.items()},
     **{f"tf_efficientnet_{name}.ap_in1k": _network(name, TENSORFLOW, *size, HALF) for name, size in B.items()},
+    "tf_efficientnet_b8": _network("b8", TENSORFLOW, *B["b8"], HALF),
+    "tf_efficientnet_b8.ra_in1k": _network("b8", TENSORFLOW, *B["b8"]),
     "tf_efficientnet_l2": _network("l2", TENSORFLOW, 800, 0.96),
     "tf_efficientnet_l2.ns_jft_in1k_475": _network("l2", TENSORFLOW, 475, 0.936),
     **{f"tf_efficientnet_{name}": _network(name, TENSORFLOW, *size, HALF) for name, size in LITE.items()},
