@@ -46,10 +46,26 @@ def depthwise_bands(blocks: int, input_cycles: int, output_cycles: int, window) 
         tasks = []
         for band in range(bands):
             y0, y1 = band * window.out_height // bands, (band + 1) * window.out_height // bands
-            first = y0 * window.stride - window.pad
-            rows_in = min(window.height, (y1 - 1) * window.stride - window.pad + window.kernel) - max(0, first)
+            first = y0 * window.stride - window.top
+            rows_in = min(window.height, (y1 - 1) * window.stride - window.top + window.kernel) - max(0, first)
             cycles = rows_in * window.width * input_cycles + (y1 - y0) * window.out_width * output_cycles
             tasks += [size * cycles + 1000 for size in sizes]
+        return tasks
+
+    return best_bands(min(window.out_height, 16), tasks_for)
+
+
+@functools.lru_cache(maxsize=4096)
+def fused_bands(blocks: int, copy_cycles: int, output_cycles: int, window) -> int:
+    """For a full convolution: each group copies its input rows, so many cycles a column, and computes registers of output."""
+    sizes = group_sizes(blocks)
+
+    def tasks_for(bands):
+        tasks = []
+        for band in range(bands):
+            rows = (band + 1) * window.out_height // bands - band * window.out_height // bands
+            copied = (rows * window.stride + window.kernel - window.stride) * window.width * copy_cycles
+            tasks += [size * rows * window.out_width * output_cycles + copied + 1000 for size in sizes]
         return tasks
 
     return best_bands(min(window.out_height, 16), tasks_for)

@@ -27,7 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-MODELS = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "lite0")
+from effnet_np.presets import PRESETS
+
 PEERS = {
     "torch": ("torch", "transformers"),
     "onnxruntime": ("onnxruntime", "torch", "transformers"),
@@ -42,7 +43,7 @@ GEMM_SIZE = 1536
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", nargs="+", default=["b0"], choices=MODELS, metavar="MODEL", help="b0 to b7, lite0 (default: b0)"
+        "--model", nargs="+", default=["b0"], choices=[*PRESETS], metavar="MODEL", help=f"{', '.join(PRESETS)} (default: b0)"
     )
     parser.add_argument(
         "--threads", nargs="+", type=int, default=[1, os.cpu_count() or 1], metavar="N", help="default: 1 and all"
@@ -243,18 +244,67 @@ def images(model: str, batch: int) -> np.ndarray:
 
 
 def torch_model(model: str):
-    """HF's class with the same weights."""
+    """HF's class with the same weights; for a network that HF does not have, `torch_twin`."""
     import torch
     from transformers import EfficientNetConfig, EfficientNetForImageClassification
 
+    from effnet_np.hf_config import BEYOND_HF
     from effnet_np.hf_config import EfficientNetConfig as OurConfig
 
     config = OurConfig.preset(model)
-    if model == "lite0":
-        raise ValueError("lite0 is not a network of transformers: bench it with --peers (none)")
+    if BEYOND_HF.keys() & config.to_dict().keys():
+        return torch_twin(config, {key: torch.from_numpy(value) for key, value in lively_state(config).items()})
     theirs = EfficientNetForImageClassification(EfficientNetConfig(**config.to_dict())).eval()
     theirs.load_state_dict({key: torch.from_numpy(value) for key, value in lively_state(config).items()})
     return theirs
+
+
+def torch_twin(config, state: dict):
+    """Any network of ours in PyTorch's functions, in eval mode: a module from pixels to logits. state: PyTorch's tensors."""
+    import torch
+    from torch.nn import functional
+
+    network = config.architecture()
+    act = {"swish": functional.silu, "relu6": functional.relu6}[config.hidden_act]
+
+    def conv(x, name, part=None, groups=1):
+        if part is None:
+            return functional.conv2d(x, state[name + ".weight"], state.get(name + ".bias"))
+        top, bottom, left, right = part.zeros(*map(int, x.shape[2:]))
+        pad = top if top == bottom == left == right else 0  # a step less, where the convolution can add the zeros
+        x = x if pad else functional.pad(x, (left, right, top, bottom))
+        return functional.conv2d(x, state[name + ".weight"], None, part.stride, pad, groups=groups)
+
+    def norm(x, name):
+        mean, variance, weight, bias = (state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        return functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, config.batch_norm_eps)
+
+    def block_output(x, block):
+        name, y = f"efficientnet.encoder.blocks.{block.index}.", x
+        if block.expand_ratio != 1:
+            y = conv(y, name + "expansion.expand_conv", block if block.fused else None)
+            y = act(norm(y, name + "expansion.expand_bn"))
+        if not block.fused:
+            y = conv(y, name + "depthwise_conv.depthwise_conv", block, block.expanded_channels)
+            y = act(norm(y, name + "depthwise_conv.depthwise_norm"))
+        if block.squeeze_channels:
+            gate = act(conv(y.mean((2, 3), keepdim=True), name + "squeeze_excite.reduce"))
+            y = y * torch.sigmoid(conv(gate, name + "squeeze_excite.expand"))
+        only = block.fused and block.expand_ratio == 1
+        y = norm(conv(y, name + "projection.project_conv", block if only else None), name + "projection.project_bn")
+        y = act(y) if only else y
+        return y + x if block.residual else y
+
+    class Twin(torch.nn.Module):
+        def forward(self, pixel_values):
+            x = conv(pixel_values, "efficientnet.embeddings.convolution", network.stem)
+            x = act(norm(x, "efficientnet.embeddings.batchnorm"))
+            for block in network.blocks:
+                x = block_output(x, block)
+            x = act(norm(conv(x, "efficientnet.encoder.top_conv"), "efficientnet.encoder.top_bn"))
+            return functional.linear(x.mean((2, 3)), state["classifier.weight"], state["classifier.bias"])
+
+    return Twin().eval()
 
 
 def prepare(model: str, peers: list[str], folder: str) -> None:
@@ -267,8 +317,9 @@ def prepare(model: str, peers: list[str], folder: str) -> None:
     import torch
 
     theirs = torch_model(model)
-    # HF's pooling window is larger than the map (ceil_mode makes it the mean); not every runtime takes that.
-    theirs.efficientnet.pooler = torch.nn.AdaptiveAvgPool2d(1)
+    if hasattr(theirs, "efficientnet"):
+        # HF's pooling window is larger than the map (ceil_mode makes it the mean); not every runtime takes that.
+        theirs.efficientnet.pooler = torch.nn.AdaptiveAvgPool2d(1)
 
     class Logits(torch.nn.Module):
         def __init__(self):
@@ -276,7 +327,8 @@ def prepare(model: str, peers: list[str], folder: str) -> None:
             self.inner = theirs
 
         def forward(self, pixel_values):
-            return self.inner(pixel_values, return_dict=False)[0]
+            output = self.inner(pixel_values)
+            return output if isinstance(output, torch.Tensor) else output.logits
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -319,7 +371,8 @@ def answerer(name: str, model: str, threads: int, batch: int, folder: str):
 
         def eager():
             with torch.inference_mode():
-                return theirs(tensor).logits.numpy()
+                output = theirs(tensor)
+                return (output if isinstance(output, torch.Tensor) else output.logits).numpy()
 
         return eager
     if name == "onnxruntime":
