@@ -243,7 +243,9 @@ class EfficientNetConfig:
 
     def beyond_hf(self, but: Sequence[str] = ()) -> list[str]:
         """The fields, as texts, of which transformers, which does not know them, would make another network."""
-        beyond = [f"{key}={getattr(self, key)!r}" for key, hf in BEYOND_HF.items() if getattr(self, key) != hf and key not in but]
+        beyond = [
+            f"{key}={getattr(self, key)!r}" for key, hf in BEYOND_HF.items() if getattr(self, key) != hf and key not in but
+        ]
         return beyond + ([] if self.squeeze_expansion_ratio else [f"squeeze_expansion_ratio={self.squeeze_expansion_ratio}"])
 
     def say_what_is_beyond_hf(self) -> None:
