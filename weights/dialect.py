@@ -83,14 +83,15 @@ class Dialect:
     # -- names -----------------------------------------------------------------------------------------------------
 
     def modules(self, blocks: Iterable[Block]) -> dict[str, str]:
-        """Each of our modules that holds numbers -> the library's, for a network of these blocks."""
+        """Each of our modules that holds numbers -> the library's, in the order of the forward."""
         blocks = list(blocks)
         stages = 1 + max((block.stage for block in blocks), default=0)
-        found = {ours: theirs.format(head=stages + 1) for ours, theirs in self.top.items()}
+        ends = {ours: theirs.format(head=stages + 1) for ours, theirs in self.top.items()}
+        found = {ours: theirs for ours, theirs in ends.items() if ".embeddings." in ours}
         for block in blocks:
             own = f"{BLOCKS}{block.index}."
             found |= {own + ours: self._at(block) + theirs for ours, theirs in self.blocks[block.kind].items()}
-        return found
+        return found | ends
 
     def layers(self, blocks: Iterable[Block], names: Collection[str]) -> dict[str, tuple[str, str]]:
         """Each of our layers that the library computes, too -> (its module whose input is that layer's, the one that gives it).
