@@ -6,7 +6,7 @@ makes that many JPEGs of 500 x 375 from the photographs in FOLDER (and below it)
 classify all of them with the same Lite0, in a process of its own, in turns. All answers are compared. `ours` also measures its
 own limit: the seconds that one picture takes to be decoded, to be preprocessed and in the network, each alone on one thread,
 summed and divided by the cores. ONNX Runtime is given two ways to use the machine, and the faster one counts: the session with
-all cores and Pillow in threads ahead of it; and a thread a core, each of which decodes and then runs its own session on one core.
+all cores and Pillow in threads ahead of it; and a thread a core, each of which decodes, then runs a session of one core.
 """
 
 from __future__ import annotations
@@ -131,6 +131,7 @@ def pipeline(threads: int, folder: Path):
     from transformers.modeling_outputs import ImageClassifierOutput
 
     torch.set_num_threads(threads)
+    transformers.logging.set_verbosity(50)
 
     class Lite0(transformers.PreTrainedModel):
         config_class = transformers.EfficientNetConfig
@@ -152,7 +153,7 @@ def pipeline(threads: int, folder: Path):
     model = Lite0(transformers.EfficientNetConfig(num_labels=1000)).eval()
     classify = transformers.pipeline("image-classification", model=model, image_processor=processor, framework="pt")
     return lambda names: [
-        int(answer[0]["label"].removeprefix("LABEL_")) for answer in classify(iter(names), top_k=1, batch_size=8)
+        int(answer[0]["label"].removeprefix("LABEL_")) for answer in classify((name for name in names), top_k=1, batch_size=8)
     ]
 
 
@@ -183,7 +184,7 @@ def export(folder: Path) -> None:
 
 
 def limit(names: list[str]) -> dict[str, float]:
-    """Seconds that one picture takes in each step, alone, on one thread: the mean over these pictures, of three rounds' best."""
+    """Seconds that one picture takes in each step, alone, one thread: the mean over the pictures, the best of three rounds."""
     from effnet_np.inference.classify import get_runner
     from effnet_np.inference.stream import load_pixels
 
