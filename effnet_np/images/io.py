@@ -47,7 +47,7 @@ BAND = 1 << 18  # pixels that are converted at a time
 
 
 def load_image(source: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A picture's pixels, uint8, (H, W, channels); channels 1 (grey), 3 (RGB) or 4 (RGBA, which keeps alpha). Perhaps read-only.
+    """A picture's pixels, uint8, (H, W, channels); channels 1 (grey), 3 (RGB) or 4 (RGBA: keeps alpha). Perhaps read-only.
 
     source: a path, bytes, a binary file object, a PIL image, or an array (H, W), (H, W, C) or (C, H, W) of 1, 3 or 4 channels:
     bool, uint8, uint16 (scaled), other whole numbers from 0 to 255, or floats from 0 to 1 (or whole ones from 0 to 255).
