@@ -224,8 +224,8 @@ def _of_shard(path: str, limits: Limits) -> Iterator[Entry]:
             for member in shard:
                 shard.members = []  # type: ignore[attr-defined]  # or it keeps all of them
                 if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
-                    count += 1
                     yield _of_member(f"{path}/{member.name}", shard, member, limits)
+                    count += 1
         reason = "" if _is_whole(path) else f"{path} is cut off after {_count(count, 'picture')}"
     except (tarfile.TarError, EOFError) as error:
         reason = f"{path} is damaged or cut off after {_count(count, 'picture')}: {error}"
