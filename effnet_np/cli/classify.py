@@ -174,12 +174,13 @@ class _Sink:
 
     def __init__(self, options: argparse.Namespace, runner: Any):
         self.json = options.json or options.embed
-        self.embed, self.lines = options.embed, None
+        self.embed = options.embed
+        self.lines: Lines | None = None
         if options.output:
             config = runner.config
             kind = "embedding" if options.embed else "predictions"
             columns = config.hidden_dim if options.embed else min(options.top_k, config.num_labels)
-            self.lines: Lines | None = open_output(options.output, kind, columns, options.resume)
+            self.lines = open_output(options.output, kind, columns, options.resume)
         self.prints = self.lines is None
 
     def answer(self, name: str, result: Any) -> None:

@@ -131,7 +131,7 @@ def get_runner(
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if threads is not None:
         check_count("threads", threads, "None or ")
-    model = get_model(source, image_processor, **hub_options)
+    model: Any = get_model(source, image_processor, **hub_options)
     if threads is not None and (backend == "numpy" or (model is source and backend == "auto")):
         hint = "pass effnet_np.compile(model, threads=...)" if model is source else "OPENBLAS_NUM_THREADS is NumPy's"
         raise ValueError(f"threads is for the compiled kernels, and they are not what answers here: {hint}")
