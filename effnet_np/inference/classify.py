@@ -136,7 +136,7 @@ def get_runner(
         hint = "pass effnet_np.compile(model, threads=...)" if model is source else "OPENBLAS_NUM_THREADS is NumPy's"
         raise ValueError(f"threads is for the compiled kernels, and they are not what answers here: {hint}")
     named = model is not source
-    if features and isinstance(model, Module):
+    if features and hasattr(model, "efficientnet"):
         model.efficientnet.image_processor = model.image_processor
         model = model.efficientnet
     if not named:
