@@ -79,7 +79,7 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def quiet(model, files):
     """What one process answers."""
-    return comparable(stream(model, files, batch_size=1, errors="return"))
+    return comparable(stream(effnet_np.compile(model, threads=1), files, errors="return"))
 
 
 def comparable(results):
@@ -91,11 +91,11 @@ def comparable(results):
 
 def test_the_same_answers_in_order(client, model, files, quiet):
     assert len({str(answer) for answer in quiet}) > 150, "the answers must differ for the order to be seen"
-    assert comparable(cluster.map(client, files, model, backend="numpy", piece=7)) == quiet
+    assert comparable(cluster.map(client, files, model, backend="numba", piece=7)) == quiet
 
 
 def test_the_same_answers_as_they_are_done(client, model, files, quiet):
-    pairs = list(effnet_np.inference.map(client, iter(files), model, backend="numpy", ordered=False, piece=7))
+    pairs = list(effnet_np.inference.map(client, iter(files), model, backend="numba", ordered=False, piece=7))
     assert sorted(index for index, _ in pairs) == list(range(200))
     assert comparable(result for _, result in sorted(pairs, key=lambda pair: pair[0])) == quiet
 
@@ -130,10 +130,10 @@ def test_pictures_of_every_kind_travel(client, model, tmp_path, monkeypatch):
         7,
         "nowhere.png",
     ]
-    got = comparable(cluster.map(client, kinds, model, backend="numpy", piece=3))
+    got = comparable(cluster.map(client, kinds, model, backend="numba", piece=3))
     kinds[5] = data  # read by now
     kinds[9] = os.path.abspath("nowhere.png")
-    assert got == comparable(stream(model, kinds, batch_size=1, errors="return"))
+    assert got == comparable(stream(effnet_np.compile(model, threads=1), kinds, errors="return"))
     assert got[8][0] is TypeError
     assert got[9][0] is FileNotFoundError
 
@@ -142,13 +142,13 @@ def test_logits_for_evaluate(client, model, tmp_path):
     for name, source in (("LABEL_0", CHELSEA), ("LABEL_3", COFFEE)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(source.read_bytes())
-    ours, here = (effnet_np.evaluate(tmp_path, model, backend="auto", batch_size=1, client=where) for where in (client, None))
+    ours, here = (effnet_np.evaluate(tmp_path, model, backend="numba", client=where) for where in (client, None))
     np.testing.assert_array_equal(ours.loss, here.loss)
     np.testing.assert_array_equal(ours.top, here.top)
 
 
 def test_errors_may_end_it(client, model, files):
-    results = cluster.map(client, files, model, backend="numpy", errors="raise")
+    results = cluster.map(client, files, model, backend="numba", errors="raise")
     assert len(list(itertools.islice(results, 50))) == 50
     with pytest.raises(ValueError, match=r"050\.png is no picture"):
         next(results)
@@ -166,7 +166,7 @@ def test_an_endless_generator_is_read_a_little_ahead(client, model, ordered):
             yield np.full((8, 8, 3), number % 256, np.uint8)
 
     most = (cluster.AHEAD * 2 + 1) * 4  # pictures of the pieces that two threads are given
-    results = cluster.map(client, endless(), model, backend="numpy", piece=4, ordered=ordered)
+    results = cluster.map(client, endless(), model, backend="numba", piece=4, ordered=ordered)
     next(results)
     assert next(read) <= most
     for _ in range(100):
@@ -191,7 +191,7 @@ def held(client, patience=10.0):
 
 def test_the_model_reaches_each_worker_once_and_leaves_it(client, model, files):
     unpacked = client.run(lambda dask_worker: dask_worker.unpacked)
-    list(cluster.map(client, files, model, backend="numpy", piece=4))
+    list(cluster.map(client, files, model, backend="numba", piece=4))
     after = client.run(lambda dask_worker: dask_worker.unpacked)
     assert [after[worker] - unpacked[worker] for worker in after] == [1, 1]
     kept = client.run(lambda dask_worker: [name for name in dask_worker.plugins if name.startswith("effnet_np-")])
@@ -229,7 +229,7 @@ def test_killed_workers_lose_nothing_and_double_nothing(client, model, files, qu
     """Four times a worker is killed (-9) while it works."""
     many = files * 3
     results, killed = [], 0
-    for result in cluster.map(client, many, model, backend="numpy", piece=5):
+    for result in cluster.map(client, many, model, backend="numba", piece=5):
         results.append(result)
         if len(results) in (40, 150, 290, 450):
             workers = client.scheduler_info()["workers"]
@@ -243,12 +243,12 @@ def test_killed_workers_lose_nothing_and_double_nothing(client, model, files, qu
 def test_a_picture_that_kills_its_workers_is_named_and_left_out(client, model, files, quiet, tmp_path):
     """In the middle of a piece: all others, also its neighbours in the piece, are answered."""
     killer = str(tmp_path / f"{KILLER}.png")
-    results = list(cluster.map(client, [*files[:10], killer, *files[10:20]], model, backend="numpy", piece=7))
+    results = list(cluster.map(client, [*files[:10], killer, *files[10:20]], model, backend="numba", piece=7))
     assert isinstance(results[10], ChildProcessError)
     assert str(results[10]).startswith(f"{killer}: {DEATHS} workers died of it")
     assert comparable(results[:10] + results[11:]) == quiet[:20]
     assert held(client) == 0
-    assert comparable(cluster.map(client, files[:20], model, backend="numpy")) == quiet[:20]
+    assert comparable(cluster.map(client, files[:20], model, backend="numba")) == quiet[:20]
 
 
 def test_what_fails_on_a_worker_as_a_whole_is_raised(client, files):
@@ -258,9 +258,9 @@ def test_what_fails_on_a_worker_as_a_whole_is_raised(client, files):
         image_processor = classifies = config = True
 
         def __reduce__(self):
-            return ZeroDivisionError, ("no such model",)
+            return divmod, (1, 0)
 
-    with pytest.raises(TypeError, match="no attribute|not callable|ZeroDivisionError|can't be used|is not"):
+    with pytest.raises(ZeroDivisionError):
         list(cluster.map(client, files[:3], Model()))
 
 
@@ -300,12 +300,13 @@ def test_another_version_real_and_late(scheduler, processes, model, files, tmp_p
     """A worker with an old effnet_np, without this module, comes while the work goes on; then it is there from the start."""
     old = tmp_path / "old" / "effnet_np"
     old.mkdir(parents=True)
-    (old / "__init__.py").write_text('__version__ = "0.0.9"\n')
+    hidden = 'import sys; sys.modules["effnet_np.inference"] = None  # which an editable installation would find elsewhere'
+    (old / "__init__.py").write_text(f'__version__ = "0.0.9"\n{hidden}\n')
     worker = ["dask_worker", "--scheduler-file", scheduler.file, "--no-nanny", "--nthreads", 1, "--no-dashboard"]
     processes(*worker)
     with distributed.Client(scheduler_file=str(scheduler.file), timeout=20) as client:
         client.wait_for_workers(1, timeout=30)
-        results = cluster.map(client, itertools.cycle(files), model, backend="numpy", piece=2)
+        results = cluster.map(client, itertools.cycle(files), model, backend="numba", piece=2)
         next(results)
         processes(*worker, PYTHONPATH=str(old.parent))
         refusal = f"has effnet_np 0.0.9, and here is effnet_np {__version__}"
@@ -319,7 +320,7 @@ def test_another_version_real_and_late(scheduler, processes, model, files, tmp_p
 def test_a_scheduler_that_goes_away_is_named_and_what_was_answered_stands(scheduler, processes, model, files, quiet):
     processes("dask_worker", "--scheduler-file", scheduler.file, "--no-nanny", "--nthreads", 1, "--no-dashboard")
     with distributed.Client(scheduler_file=str(scheduler.file), timeout="3s") as client:
-        answers = cluster.map(client, files, model, backend="numpy", piece=5)
+        answers = cluster.map(client, files, model, backend="numba", piece=5)
         results = list(itertools.islice(answers, 40))
         scheduler.process.kill()
         scheduler.process.wait()

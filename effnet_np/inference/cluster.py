@@ -284,20 +284,24 @@ class _Crew:
         for future in done:
             piece, only = self.pending.pop(future)
             try:
-                results = future.result()
+                self._take(future.result(), piece, only)
             except KilledWorker as error:
                 if only is None:
                     self.suspects += [(piece, index) for index in range(len(piece.sources))]
-                    continue
-                results = [_killer(piece.sources[only], error.allowed_failures + 1)]
-            except (ImportError, AttributeError, TypeError) as error:  # as of a worker whose effnet_np is another one
+                else:
+                    self._take([_killer(piece.sources[only], error.allowed_failures + 1)], piece, only)
+            except (ImportError, AttributeError, TypeError):  # as of a worker whose effnet_np is another one
                 check_versions(self.client)
-                raise error
-            for index, result in enumerate(results, 0 if only is None else only):
-                piece.results[index] = _seen_from_here(result, piece.sources[index])
-            piece.left -= len(results)
-            if piece.left == 0:
-                piece.sources = []
+                raise
+            finally:
+                future.release()  # now, not when Python finds the exception's circles
+
+    def _take(self, results: list[Any], piece: _Piece, only: int | None) -> None:
+        for index, result in enumerate(results, only or 0):
+            piece.results[index] = _seen_from_here(result, piece.sources[index])
+        piece.left -= len(results)
+        if piece.left == 0:
+            piece.sources = []
 
     def dismiss(self) -> None:
         """Take back what is on its way, and the model from the workers, if there still is somebody to ask."""
