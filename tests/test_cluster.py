@@ -331,7 +331,10 @@ def test_a_scheduler_that_goes_away_is_named_and_what_was_answered_stands(schedu
         assert comparable(results) == quiet[: len(results)]
 
 
-def test_nobody_answers():
+def test_nobody_answers(monkeypatch):
+    import dask
+
+    monkeypatch.setitem(dask.config.config["distributed"]["comm"]["timeouts"], "connect", "1s")
     with pytest.raises(ConnectionError, match="no Dask scheduler answers at tcp://127.0.0.1:9"):
         with cluster.connect("tcp://127.0.0.1:9"):
             pass

@@ -216,7 +216,7 @@ class _Crew:
 
     def __init__(self, client: Client, options: dict):
         self.client, self.options = client, options
-        self.token = f"effnet_np-{uuid.uuid4().hex}"
+        self.token, self.task = f"effnet_np-{uuid.uuid4().hex}", _task()
         self.numbers = count()
         self.pending: dict[Future, tuple[_Piece, int | None]] = {}  # a piece, or the one picture of it
         self.suspects: deque[tuple[_Piece, int]] = deque()
@@ -267,16 +267,17 @@ class _Crew:
     def _send(self, piece: _Piece, only: int | None) -> None:
         sources = piece.sources if only is None else [piece.sources[only]]
         key = f"{NAMING}-{self.token}-{next(self.numbers)}"
-        arguments = (self.token, __version__, sources, self.options)
-        self.pending[self.client.submit(answer_piece, *arguments, key=key, pure=False)] = (piece, only)
+        arguments = (__version__, self.token, sources, self.options)
+        self.pending[self.client.submit(self.task, *arguments, key=key, pure=False)] = (piece, only)
 
     def _collect(self) -> None:
         """Wait until something is done, and take all that is."""
         from distributed import KilledWorker, wait
+        from distributed import TimeoutError as NothingYet  # Python 3.10 has two of this name
 
         try:
             done = wait(list(self.pending), timeout=LOOK, return_when="FIRST_COMPLETED").done
-        except TimeoutError:
+        except NothingYet:
             if not self.client.nthreads() and not self._warned:
                 warnings.warn("the cluster has no workers: waiting for them", stacklevel=2)
                 self._warned = True
@@ -328,17 +329,33 @@ def _seen_from_here(result: Any, source: Any) -> Any:
 # -- on a worker ------------------------------------------------------------------------------------------------------
 
 
-def answer_piece(token: str, version: str, sources: list[Any], options: dict) -> list[Any]:
+def _task() -> Any:
+    """What a worker is told to do, sent by value: a function that is no module's own.
+
+    By name it would not even be received where effnet_np is missing, or another one without this module: that worker would
+    end, and somebody else may need it.
+    """
+
+    def answer(version: str, *arguments: Any) -> list[Any]:
+        import effnet_np
+
+        if effnet_np.__version__ != version:
+            from distributed import get_worker
+
+            both = f"has effnet_np {effnet_np.__version__}, and here is effnet_np {version}"
+            raise RuntimeError(f"the worker {get_worker().address} {both}: install the same version on all machines")
+        from effnet_np.inference.cluster import answer_piece
+
+        return answer_piece(*arguments)
+
+    return answer
+
+
+def answer_piece(token: str, sources: list[Any], options: dict) -> list[Any]:
     """The results of a piece, in its order, exceptions in their places. Runs in one thread of a worker, and uses no other."""
     from distributed import get_worker
 
-    worker = get_worker()
-    if version != __version__:
-        raise RuntimeError(
-            f"the worker {worker.address} has effnet_np {__version__}, and the client {version}: "
-            "install the same version on all machines"
-        )
-    lanes = _lanes(worker, token)
+    lanes = _lanes(get_worker(), token)
     lane = lanes.get()
     try:
         # One picture at a time: an answer must not depend, in NumPy's last bits, on the pictures that it shares a piece with.
