@@ -72,19 +72,27 @@ def untrained(pixel_values: np.ndarray, seed: int = 0) -> EfficientNetForImageCl
     Weights have the deviation sqrt(2 / inputs) (He et al., arXiv 1502.01852), and each batch norm the statistics of these very
     pictures (N, 3, H, W), so that every layer's numbers have a sane size. What differs from the trained network is learning alone.
     """
-    model = EfficientNetForImageClassification.from_pretrained("lite0")
-    generator = np.random.default_rng(seed)
+    model = initialised(lambda inputs: np.sqrt(2 / inputs), seed)
     norms = [module for _, module in model.named_modules() if isinstance(module, BatchNorm2d)]
-    for _, module in model.named_modules():
-        if isinstance(module, (Conv2d, Linear)):
-            deviation = np.sqrt(2 / module.weight[0].size)
-            module.weight[...] = deviation * generator.standard_normal(module.weight.shape, np.float32)
     for norm in norms:
-        norm.weight[...], norm.bias[...] = 1, 0
         norm.training, norm.momentum = True, 1.0
     model(pixel_values)
     for norm in norms:
         norm.training = False
+    return model
+
+
+def initialised(deviation: Callable[[int], float], seed: int = 0) -> EfficientNetForImageClassification:
+    """Lite0 with random weights of deviation(inputs), inputs being how many products a sum has, and batch norms that change nothing."""
+    model = EfficientNetForImageClassification.from_pretrained("lite0")
+    generator = np.random.default_rng(seed)
+    for _, module in model.named_modules():
+        if isinstance(module, (Conv2d, Linear)):
+            module.weight[...] = deviation(module.weight[0].size) * generator.standard_normal(module.weight.shape, np.float32)
+            if module.bias is not None:
+                module.bias[...] = 0
+        elif isinstance(module, BatchNorm2d):
+            module.weight[...], module.bias[...], module.running_mean[...], module.running_var[...] = 1, 0, 0, 1
     return model
 
 

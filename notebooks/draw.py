@@ -389,3 +389,93 @@ def values_by_step(widened, filtered, narrowed, negative):
     axes[2].axvspan(narrowed.min(), 0, color="C1", alpha=0.2)
     axes[2].set_title(f"narrowed: {negative:.0f}% are negative")
     plt.show()
+
+
+# -- 04 · Compound scaling --------------------------------------------------------------------------------------------
+
+
+def grown_alone(factors, grown, expected, base):
+    """Arithmetic and size of B0 grown in one way only, against the factor; lines: what the rule expects."""
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3.4))
+    for (name, results), marker in zip(grown.items(), "osx", strict=True):
+        (points,) = axes[0].plot(factors, [s.mult_adds / base.mult_adds for s in results], marker, markersize=5, label=name)
+        axes[0].plot(factors, expected[name], color=points.get_color(), linewidth=0.8)
+        axes[1].plot(factors, [s.parameters / base.parameters for s in results], marker, markersize=5)
+    axes[0].set(title="arithmetic; lines: the factor, and its square", xlabel="factor", ylabel="multiply-adds, times B0's")
+    axes[1].set(title="size", xlabel="factor", ylabel="parameters, times B0's")
+    axes[0].legend()
+    plt.show()
+
+
+def coefficients(fitted, constants, presets):
+    """The published depth, width and resolution of B0 to B7 against the formula's curves."""
+    fig, axes = plt.subplots(1, 3, figsize=(10.5, 3))
+    phi = np.linspace(0, 7.5, 50)
+    parts = [(title, constants[index], index) for index, title in enumerate(("depth d", "width w", "resolution r"))]
+    middle = {name: np.mean(phis) for name, phis in fitted.items()} | {"b0": 0.0}
+    for ax, (title, constant, index) in zip(axes, parts, strict=True):
+        ax.plot(phi, constant**phi, color="C6", linewidth=1, label=f"{constant}$^φ$")
+        for name in middle:
+            width, depth, image_size = presets[name][:3]
+            value = (depth, width, image_size / 224)[index]
+            ax.plot(middle[name], value, "o", color="C0", markersize=5)
+            if name != "b0":  # at φ = 0, factor 1
+                ax.annotate(name, (middle[name], value), (-2, 5), textcoords="offset points", ha="right", fontsize=8)
+        ax.set(title=title, xlabel="φ (mean of the three)", ylabel="factor" if index == 0 else "")
+        ax.legend(loc="lower right")
+    plt.show()
+
+
+def rounding(channels, rounded, round_repeats):
+    """How channels and blocks are rounded."""
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3))
+    axes[0].plot(channels, channels, color="C6", linewidth=0.8)
+    axes[0].step(channels, rounded, where="mid")
+    corrected = rounded != (channels + 4) // 8 * 8
+    axes[0].plot(channels[corrected], rounded[corrected], "o", color="C1", markersize=4, label="raised by the 10% rule")
+    axes[0].set(title="round_filters: multiples of 8", xlabel="channels asked for", ylabel="channels taken")
+    axes[0].legend()
+    depths = np.linspace(1, 3.2, 200)
+    for repeats in (1, 2, 3, 4):
+        axes[1].step(depths, [round_repeats(repeats, d) for d in depths], where="mid", label=f"{repeats} in B0")
+    axes[1].set(title="round_repeats: always up", xlabel="depth coefficient", ylabel="blocks of a stage")
+    axes[1].legend()
+    plt.show()
+
+
+def accuracy(summaries, top1, others):
+    """Published accuracy against parameters and multiply-adds, EfficientNets beside what there was in 2019."""
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    for ax, column, unit in ((axes[0], 1, "million parameters"), (axes[1], 2, "billion multiply-adds (logarithmic)")):
+        xs = [summaries[n].parameters / 1e6 if column == 1 else summaries[n].mult_adds / 1e9 for n in top1]
+        ax.plot(xs, list(top1.values()), "o-", color="C1", label="EfficientNet (sizes counted here)")
+        for name, x in zip(top1, xs, strict=True):
+            ax.annotate(name.upper(), (x, top1[name]), (5, -11), textcoords="offset points", color="C1")
+        ax.plot(
+            [o[column] for o in others.values()], [o[0] for o in others.values()], "s", color="C6", markersize=5, label="others"
+        )
+        for name, other in others.items():
+            place = {"xytext": (5, -3)}
+            if name in ("Xception", "NASNet-A"):  # so that no two names overlap
+                place = {"xytext": (5, 3)} if name == "Xception" else {"xytext": (-5, -3), "ha": "right"}
+            ax.annotate(name, (other[column], other[0]), textcoords="offset points", fontsize=8, color="C6", **place)
+        ax.set(xlabel=unit)
+        ax.grid(True)
+    axes[0].set(ylabel="top-1 accuracy on ImageNet, percent", xlim=(0, 190), title="Published accuracy against size")
+    axes[1].set(xscale="log", xlim=(0.3, 130), title="and against arithmetic")
+    axes[0].legend(loc="lower right")
+    plt.show()
+
+
+def by_stage(shares):
+    """Percent of parameters and of multiply-adds by stage: {network: (10, 2)}."""
+    labels = ["stem", *(f"stage {i}" for i in range(7)), "head", "classifier"]
+    fig, axes = plt.subplots(1, 2, figsize=(10.5, 3.2), sharey=True)
+    for ax, column, title in ((axes[0], 0, "parameters"), (axes[1], 1, "multiply-adds")):
+        for offset, (name, share) in zip((-0.2, 0.2), shares.items(), strict=True):
+            ax.bar(np.arange(10) + offset, share[:, column], width=0.4, label=name.upper())
+        ax.set(title=title)
+        ax.set_xticks(range(10), labels, rotation=45, ha="right")
+    axes[0].set_ylabel("percent of the network")
+    axes[0].legend()
+    plt.show()
