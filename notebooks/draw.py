@@ -479,3 +479,65 @@ def by_stage(shares):
     axes[0].set_ylabel("percent of the network")
     axes[0].legend()
     plt.show()
+
+
+# -- 05 · Against PyTorch ---------------------------------------------------------------------------------------------
+
+
+def by_depth(ax, rows, **look):
+    """Relative error of every activation, in call order; what agrees to the last bit is drawn at the bottom."""
+    errors = np.array([np.nan if row.relative is None else min(max(row.relative, 1e-9), 10) for row in rows])
+    wrong = np.array([row.status not in ("OK", "FORCED") for row in rows])
+    ax.plot(np.flatnonzero(~wrong), errors[~wrong], ".", markersize=3, **look)
+    ax.plot(np.flatnonzero(wrong), errors[wrong], "o", markersize=3, color="C1")
+    ax.set(yscale="log", xlabel="activation, in call order")
+    ax.grid(True, axis="y")
+
+
+def errors_by_depth(titles, comparisons, title, top=20):
+    """Comparisons side by side: error of each activation against its place; wrong ones in the second colour."""
+    fig, axes = plt.subplots(1, len(comparisons), figsize=(11.5, 3), sharey=True)
+    for ax, name, comparison in zip(axes, titles, comparisons, strict=True):
+        by_depth(ax, comparison.rows)
+        ax.axhline(np.finfo(np.float32).eps, color="C2", linewidth=1, label="float32's precision, 1.2e-7")
+        ax.set(title=name, ylim=(5e-10, top))
+    axes[0].set_ylabel("error ÷ largest number")
+    axes[0].legend(fontsize=7)
+    fig.suptitle(title)
+    plt.show()
+
+
+def rounding_errors(place, total, own, kinds):
+    """Error of layers with all before them (full dots) and of the layer alone (rings): kinds {label: names}."""
+    fig, ax = plt.subplots(figsize=(10.5, 3.2))
+    for colour, (label, names) in enumerate(kinds.items()):
+        at = [place[n] for n in names]
+        ax.plot(at, [total[n] for n in names], "o", markersize=4, color=f"C{colour}", label=label)
+        alone = [max(own[n], 1e-9) for n in names]
+        ax.plot(at, alone, "o", markersize=4, color=f"C{colour}", markerfacecolor="none", label=f"{label}, own error")
+    ax.axhline(np.finfo(np.float32).eps, color="C6", linewidth=1, label="float32's precision")
+    ax.set(yscale="log", xlabel="activation, in call order", ylabel="error ÷ largest number", ylim=(5e-10, 1e-4))
+    ax.set_title("float32 against float64, EfficientNet-Lite0 on the cat (exact agreement is drawn at the bottom)")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    plt.show()
+
+
+def worst_by_photo(worst):
+    """The largest rounding error of each photograph: a dot each."""
+    fig, ax = plt.subplots(figsize=(9, 1.6))
+    ax.plot(list(worst.values()), np.zeros(len(worst)), "o", alpha=0.6)
+    ax.axvline(1e-4, color="C1", linestyle="--")
+    ax.text(1e-4, 0.6, " compare's line", color="C1")
+    ax.set(xscale="log", yticks=[], ylim=(-1, 1), xlim=(1e-7, 1e-3), xlabel="largest error of any activation; a dot a photograph")
+    plt.show()
+
+
+def initialised(deviations, sizes):
+    """Deviation of the numbers by depth, for several deviations of the first weights."""
+    fig, ax = plt.subplots(figsize=(9.5, 3))
+    for name, values in sizes.items():
+        ax.plot(range(len(values)), values, "o-", markersize=3, label=name)
+    ax.set(yscale="log", xlabel="stem, blocks, logits", ylabel="standard deviation")
+    ax.set_title("How large the numbers are, by depth, in a network that has just been initialised")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    plt.show()
