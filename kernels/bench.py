@@ -246,6 +246,8 @@ def lively_state(config, seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights with which activations keep a sane scale from layer to layer, so that speed is that of real weights."""
     from effnet_np.model import EfficientNetForImageClassification
 
+    # V2 has no gates in its first blocks: residual branches of full strength would multiply rounding errors to anything.
+    strength = {f"efficientnet.encoder.blocks.{b.index}.projection.project_bn.weight": 0.4 for b in config.blocks() if b.fused}
     random = np.random.default_rng(seed)
     state = EfficientNetForImageClassification(config, initialize=False).state_dict()
     for name, array in state.items():
@@ -257,7 +259,7 @@ def lively_state(config, seed: int = 0) -> dict[str, np.ndarray]:
             continue
         else:
             norm_weight = name.endswith("weight")
-            value = 0.1 * random.standard_normal(array.shape) + norm_weight
+            value = strength.get(name, 1.0) * (0.1 * random.standard_normal(array.shape) + norm_weight)
         state[name] = value.astype(np.float32)
     return state
 

@@ -282,8 +282,8 @@ class CompiledEfficientNet:
                     _nchw(view, out[image])
                 if features is not None:
                     _nchw(bound.last, features[image])
-        if maps and self._weights.inner != 1:
-            maps[0] *= np.float32(1 / self._weights.inner)
+        if maps and self._weights.stem_scale != 1:
+            maps[0] *= np.float32(1 / self._weights.stem_scale)
         states = tuple(maps) if hidden else None
         if self.classifies:
             loss = None if labels is None else classification_loss(config, logits, np.asarray(labels))

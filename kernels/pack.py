@@ -21,6 +21,8 @@ class Weights:
     def __init__(self, state: dict[str, np.ndarray], config):
         self.config = config
         self.inner = INNER if CODES[config.hidden_act] == SWISH else 1.0  # what activations inside are multiplied by
+        # And what the stem's output is: where block 0 adds it to its own, which is not multiplied, nor is it.
+        self.stem_scale = 1.0 if config.blocks()[0].residual else self.inner
         self.state = {key.removeprefix("efficientnet."): value for key, value in state.items()}
         self.offset: dict = {}
         self._size = 0

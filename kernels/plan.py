@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from effnet_np.kernels import classifier, depthwise, fused, head, project, squeeze_excite, stem
+from effnet_np.kernels import classifier, depthwise, fused, head, project, squeeze_excite, stem, winograd
 from effnet_np.kernels.arena import Arena, FeatureMap
 from effnet_np.kernels.pack import Weights
 from effnet_np.kernels.record import Activation, Step, layout
@@ -27,7 +27,7 @@ def pack(state: dict[str, np.ndarray], config) -> Weights:
     weights = Weights(state, config)
     stem.pack(weights)
     for spec in config.blocks():
-        for part in (fused, project) if spec.fused else (depthwise, squeeze_excite, project):
+        for part in (fused, winograd, project) if spec.fused else (depthwise, squeeze_excite, project):
             part.pack(weights, spec)
     head.pack(weights)
     classifier.pack(weights)
@@ -113,10 +113,12 @@ def plan(config, weights: Weights, height: int, width: int, keep_hidden: bool, k
 def block(net, spec, source: FeatureMap, middle: FeatureMap, target: FeatureMap, layer) -> list[Step]:
     """MBConv, or fused. layer: the stem's, if this block makes the stem's output itself."""
     residual = source if spec.residual else None
-    if spec.fused and spec.expand_ratio == 1:
-        return [fused.plan(net, spec, source, target, residual)]
     if spec.fused:
-        return [fused.plan(net, spec, source, middle, None), project.plan(net, spec, middle, target, residual, None)]
+        whole = spec.expand_ratio == 1
+        made = target if whole else middle
+        way = winograd if winograd.pays(spec, source, made) else fused
+        convolved = way.plan(net, spec, source, made, residual if whole else None)
+        return [convolved] if whole else [convolved, project.plan(net, spec, middle, target, residual, None)]
     expanded = depthwise.plan(net, spec, source, middle, layer)
     steps, folded = [expanded], None
     if spec.squeeze_channels:

@@ -331,17 +331,20 @@ def test_only_channels_in_sight_exist(page, explorer):
     assert tiles.count() < 200
 
 
-def test_the_readme_has_a_picture_of_it(browser, explorer, tmp_path):
+def test_the_readme_has_a_picture_of_it(browser, tmp_path):
     """Made here: README_PICTURE=effnet_np/explorer/page.webp pytest tests/test_explorer_browser.py -k readme."""
-    context = browser.new_context(viewport={"width": 1360, "height": 900})
-    state = "#layer=efficientnet.encoder.blocks.4.depthwise_conv.depthwise_act&channel=214&y=10&x=3&overlay=60&beside=nothing"
-    opened = Page(context, explorer.address + state)
-    opened.page.evaluate("scrollTo(0, 0)")
-    opened.page.screenshot(path=tmp_path / "page.png")
-    context.close()
+    session = Session({"lite0": get_model("lite0")}, 20_000_000)
+    session.add_picture(CHELSEA.read_bytes(), "chelsea.png")
+    with running(session, {"against": None}) as explorer:
+        context = browser.new_context(viewport={"width": 1360, "height": 1500})
+        state = "#layer=efficientnet.encoder.blocks.4.depthwise_conv.depthwise_act&channel=214&y=10&x=3&overlay=60"
+        opened = Page(context, explorer.address + state)
+        opened.page.evaluate("scrollTo(0, 0)")
+        opened.page.screenshot(path=tmp_path / "page.png")
+        context.close()
     picture = PIL.Image.open(tmp_path / "page.png").convert("RGB")
-    assert picture.size == (1360, 900)
+    assert picture.size == (1360, 1500)
     if os.environ.get("README_PICTURE"):
-        picture.save(os.environ["README_PICTURE"], "WEBP", quality=80, method=6)
+        picture.save(os.environ["README_PICTURE"], "WEBP", quality=75, method=6)
     kept = PIL.Image.open(Path(__file__).parent.parent / "effnet_np" / "explorer" / "page.webp")
     assert kept.size == picture.size

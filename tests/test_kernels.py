@@ -79,6 +79,15 @@ VARIANTS = {
     "small": {},
     "odd image": {"image_size": 75},
     "padding on all sides": {"depthwise_padding": [1, 2, 3], "image_size": 75},
+    "same padding": {"padding": "same", "image_size": 75},
+    "static same padding": {"padding": "static_same", "image_size": 75},
+    "symmetric padding": {"padding": "symmetric", "image_size": 70},
+    "version 2": {"fused_stages": 3, "padding": "same", "kernel_sizes": [3] * 7, "expand_ratios": [1, 4, 4, 4, 6, 6, 6]},
+    "the stem's output is added": {"fused_stages": 2, "in_channels": [16, 16, 24, 40, 80, 112, 192]},
+    "and the block expands": {
+        "fused_stages": 1, "in_channels": [16, 16, 24, 40, 80, 112, 192], "expand_ratios": [4, 6, 6, 6, 6, 6, 6],
+    },
+    "all fused": {"fused_stages": 7, "kernel_sizes": [2, 3, 5, 3, 1, 4, 3], "hidden_act": "gelu", "padding": "symmetric"},
     "one channel, three labels": {"num_channels": 1, "num_labels": 3},
     "five channels": {"num_channels": 5},
     "no squeeze-excite": {"squeeze_expansion_ratio": 0.0},
@@ -108,7 +117,7 @@ def test_variant_agrees_in_every_hidden_state(name):
     np.testing.assert_allclose(fast(images).logits, expected.logits, atol=2e-5 * np.abs(expected.logits).max())
 
 
-@pytest.mark.parametrize("name", ["b0", "lite0", "b1"])
+@pytest.mark.parametrize("name", ["b0", "lite0", "b1", "v2-b0"])
 def test_preset_agrees_in_every_hidden_state(name):
     config = EfficientNetConfig.preset(name)
     model = live(config)
@@ -116,9 +125,10 @@ def test_preset_agrees_in_every_hidden_state(name):
     assert_same(compile_model(model)(images, output_hidden_states=True), model(images, output_hidden_states=True))
 
 
+@pytest.mark.parametrize("fields", [{}, VARIANTS["version 2"], {"padding": "symmetric"}], ids=["hf", "version 2", "symmetric"])
 @pytest.mark.parametrize("size", [(33, 64), (64, 33), (97, 50), (32, 32), (201, 32)])
-def test_any_size_replans_by_itself(size):
-    config = small()
+def test_any_size_replans_by_itself(size, fields):
+    config = small(**fields)
     model = live(config)
     fast = compile_model(model, threads=2)
     for shape in ((64, 64), size, (64, 64)):
@@ -136,8 +146,9 @@ def test_bare_model_gives_features_and_pool():
         assert isinstance(fast(images, return_dict=False), tuple)
 
 
-def test_batch_is_the_same_as_its_images_and_any_thread_count_gives_the_same_bits():
-    config = EfficientNetConfig.preset("b0", num_labels=7)
+@pytest.mark.parametrize("preset", ["b0", "v2-b0"])
+def test_batch_is_the_same_as_its_images_and_any_thread_count_gives_the_same_bits(preset):
+    config = EfficientNetConfig.preset(preset, num_labels=7)
     model = live(config)
     images = pictures(config, batch=3)
     fast = {threads: compile_model(model, threads=threads) for threads in (1, 2, 3, 7)}
