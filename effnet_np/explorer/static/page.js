@@ -49,6 +49,7 @@ async function show() {
     history.replaceState(null, "", addressFor({...stateOf(location.hash), model: state.model, picture: state.picture}));
     for (const hidden of ["map-panel", "whatif-panel", "sides-panel"]) byId(hidden).hidden = false;
     await showAnswer(state);
+    window.answeredAt = performance.now();
     const drawn = await showPicture(state);
     const panels = [showWhatIf(state, answer), showMap(state), showLayer(state), showNumber(state, drawn)];
     const failed = (await Promise.allSettled(panels)).find(panel => panel.status === "rejected");
