@@ -56,7 +56,10 @@ class PreTrainedModel(Module):
         return load_model(cls, source, ignore_mismatched_sizes, options)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write config.json, model.safetensors and, where known, preprocessor_config.json; transformers loads the folder."""
+        """Write config.json, model.safetensors and, where known, preprocessor_config.json; transformers loads the folder.
+
+        Not a Lite's: transformers has no network without squeeze-excite, draws gates at random, and says so only in a warning.
+        """
         save_model(self, folder)
 
     def described(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
