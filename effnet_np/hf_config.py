@@ -12,7 +12,7 @@ import inspect
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -21,6 +21,7 @@ from effnet_np.checkpoints import hub
 from effnet_np.checkpoints.checkpoint import read_config
 from effnet_np.checkpoints.files import naming, write_json
 from effnet_np.config_checks import MAX_LABELS, check_config
+from effnet_np.identify import identify
 from effnet_np.presets import PRESETS
 
 # Fields beyond HF's, and the value with which the network is one of HF's: then config.json does not have the field.
@@ -240,12 +241,16 @@ class EfficientNetConfig:
                 del fields[key]
         return copy.deepcopy(fields | {"model_type": self.model_type})
 
+    def beyond_hf(self, but: Sequence[str] = ()) -> list[str]:
+        """The fields, as texts, of which transformers, which does not know them, would make another network."""
+        beyond = [
+            f"{key}={getattr(self, key)!r}" for key, hf in BEYOND_HF.items() if getattr(self, key) != hf and key not in but
+        ]
+        return beyond + ([] if self.squeeze_expansion_ratio else [f"squeeze_expansion_ratio={self.squeeze_expansion_ratio}"])
+
     def say_what_is_beyond_hf(self) -> None:
-        """A UserWarning where transformers, which does not know these fields, would make another network of them."""
-        beyond = [f"{key}={getattr(self, key)!r}" for key, hf in BEYOND_HF.items() if getattr(self, key) != hf]
-        if not self.squeeze_expansion_ratio:
-            beyond.append(f"squeeze_expansion_ratio={self.squeeze_expansion_ratio}")
-        if beyond:
+        """A UserWarning where there is something of that kind."""
+        if beyond := self.beyond_hf():
             text = f"config.json holds {', '.join(beyond)}, which Hugging Face's EfficientNet does not know"
             warnings.warn(f"{text}: effnet_np reads this network again, transformers cannot", UserWarning, stacklevel=3)
 
@@ -253,13 +258,15 @@ class EfficientNetConfig:
     def from_pretrained(cls, source: str | os.PathLike, **options: Any) -> EfficientNetConfig:
         """Read config.json from a folder, a file, a preset's short name or a hub id.
 
-        Hub options (`revision`, `local_files_only`, `cache_dir`, ...) go to the hub; all others override fields.
+        Hub options (`revision`, `local_files_only`, `cache_dir`, ...) go to the hub; `architecture` is another library's name
+        for a network whose file does not say it; all others override fields.
         """
         hub_options, overrides = hub.split_options(options)
         path = hub.resolve(source, **hub_options)
-        fields = read_config(path)
+        found = read_config(path, overrides.pop("architecture", None))
+        fields = found if isinstance(found, dict) else identify(found, cls.preset)[0].to_dict()
         with naming(path):
-            return cls.from_dict(cls.preset(fields).to_dict() if isinstance(fields, str) else fields, **overrides)
+            return cls.from_dict(fields, **overrides)
 
     def save_pretrained(self, folder: str | os.PathLike) -> str:
         """Write `folder`/config.json as HF does, and give its path. A UserWarning names the fields that HF does not have."""

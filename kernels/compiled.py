@@ -99,6 +99,15 @@ def _nchw(view: np.ndarray, out: np.ndarray) -> None:
         out[whole * WIDTH :] = view[whole, : len(out) - whole * WIDTH]
 
 
+def _blocks(maps: np.ndarray, view: np.ndarray) -> None:
+    """The way back: (C, H, W) into (blocks, WIDTH, H, W), zeros where a block has more channels."""
+    whole = len(maps) // WIDTH
+    view[:whole] = maps[: whole * WIDTH].reshape(whole, WIDTH, *maps.shape[1:])
+    if whole < len(view):
+        view[whole] = 0
+        view[whole, : len(maps) - whole * WIDTH] = maps[whole * WIDTH :]
+
+
 class CompiledEfficientNet:
     """A model's forward, run by the kernels. Same call and same outputs as the model that it was made from."""
 
@@ -282,6 +291,27 @@ class CompiledEfficientNet:
         else:
             output = BaseModelOutput(features, logits, states)
         return output if (config.use_return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def resume(self, block: int, hidden_states: np.ndarray, height: int, width: int) -> np.ndarray:
+        """The network from a block on: hidden_states (1, C, H, W), what that block is given -> logits (1, num_labels).
+
+        height, width: of the image that the network was given. After the last block comes the head: `len(config.blocks())`.
+        The result is what a whole run gives, to rounding. Raises ValueError for another shape, NotImplementedError where the
+        kernels do not answer.
+        """
+        if self._reference is not None or not self.classifies:
+            raise NotImplementedError("the kernels do not answer for this model, or it has no classifier")
+        with self._lock:
+            bound = self._bound(height, width, True)
+            place, view = bound.plan.hidden[block], bound.hidden[block]
+            wanted = (1, place.channels, place.height, place.width)
+            if hidden_states.shape != wanted or not np.isfinite(hidden_states).all():
+                raise ValueError(f"block {block} takes finite numbers of shape {wanted}, got {hidden_states.shape}")
+            scale = np.float32(self._weights.inner if block == 0 else 1)
+            _blocks(hidden_states[0] * scale if scale != 1 else hidden_states[0], view)
+            first = bound.plan.starts[block]
+            self._pool(bound.address, first, bound.steps, _aligned(self._scratch), bound.plan.scratch_bytes)
+            return bound.logits[None].copy()
 
     def profile(self, pixel_values, rounds: int = 30) -> list[tuple[str, float, int, int]]:
         """(kind, milliseconds, FLOP, bytes of its tensors) of each step for the first image, medians over the rounds."""

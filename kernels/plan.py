@@ -48,6 +48,7 @@ class Plan:
     """The steps, and where the results will lie: offsets into the arena, in bytes."""
 
     steps: list[Step]
+    starts: list[int]  # the number of each block's first step, and of the head's
     image: tuple[int, int]  # height and width
     hidden: list[FeatureMap]
     last: FeatureMap | None
@@ -83,10 +84,13 @@ def plan(config, weights: Weights, height: int, width: int, keep_hidden: bool, k
 
     picture = stem.stem_layer(net, height, width)
     steps = [] if inside else [stem.plan(net, picture, maps[0])]
+    starts = []
     for spec, source, target, size in zip(specs, maps, maps[1:], middles, strict=False):
+        starts.append(len(steps))
         middle = FeatureMap(expanded.offset, *size)
         layer = picture if inside and spec.index == 0 else None
         steps += block(net, spec, source, middle, target, layer)
+    starts.append(len(steps))
     pooled = net.arena.vector(config.head_channels)
     last = net.arena.map(config.head_channels, maps[-1].height, maps[-1].width) if keep_last else None
     steps += [head.plan(net, maps[-1], pooled, last)]
@@ -95,7 +99,14 @@ def plan(config, weights: Weights, height: int, width: int, keep_hidden: bool, k
         logits = net.arena.vector(config.num_labels)
         steps += [classifier.plan(net, pooled, logits)]
     return Plan(
-        steps, (height, width), maps if keep_hidden else [], last, pooled.offset, logits and logits.offset, net.arena.bytes
+        steps,
+        starts,
+        (height, width),
+        maps if keep_hidden else [],
+        last,
+        pooled.offset,
+        logits and logits.offset,
+        net.arena.bytes,
     )
 
 

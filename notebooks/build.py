@@ -13,8 +13,8 @@ course does, or is too large. And for its sentences: a number in a text that fol
 asserted, or stand in cited.json with its source. `--check` also refuses a file whose outputs are not those of its cells, or
 whose figures do not all come out again.
 
-Needs the extra `notebooks`; `--page` needs nbconvert too. Cells tagged `torch` may draw nothing where torch is not installed; the
-cell tagged `cover` has the picture for the README.
+Needs the extra `notebooks`. Cells tagged `torch` may draw nothing where torch is not installed; the cell tagged `cover` has
+the picture for the README.
 """
 
 import argparse
@@ -34,9 +34,10 @@ from pathlib import Path
 import nbformat
 import PIL.Image
 from course import BRANCH, REPOSITORY
-from effnet_np.cli import main as warmup
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+
+from effnet_np.cli import main as warmup
 
 FOLDER = Path(__file__).parent
 COVERS = FOLDER / "covers"

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
 from effnet_np.images.io import SUFFIXES
-from effnet_np.inference.classify import preprocess
+from effnet_np.inference.stream import preprocess
 from effnet_np.layers import BatchNorm2d, Conv2d, Linear
 from effnet_np.model import EfficientNetForImageClassification
 
@@ -70,21 +71,29 @@ def untrained(pixel_values: np.ndarray, seed: int = 0) -> EfficientNetForImageCl
     """Lite0 that has learned nothing, as a control: random weights, and a signal that arrives at the end all the same.
 
     Weights have the deviation sqrt(2 / inputs) (He et al., arXiv 1502.01852), and each batch norm the statistics of these very
-    pictures (N, 3, H, W), so that every layer's numbers have a sane size. What differs from the trained network is learning alone.
+    pictures (N, 3, H, W), so that every layer's numbers have a sane size. Only learning makes the difference.
     """
-    model = EfficientNetForImageClassification.from_pretrained("lite0")
-    generator = np.random.default_rng(seed)
+    model = initialised(lambda inputs: np.sqrt(2 / inputs), seed)
     norms = [module for _, module in model.named_modules() if isinstance(module, BatchNorm2d)]
-    for _, module in model.named_modules():
-        if isinstance(module, (Conv2d, Linear)):
-            deviation = np.sqrt(2 / module.weight[0].size)
-            module.weight[...] = deviation * generator.standard_normal(module.weight.shape, np.float32)
     for norm in norms:
-        norm.weight[...], norm.bias[...] = 1, 0
         norm.training, norm.momentum = True, 1.0
     model(pixel_values)
     for norm in norms:
         norm.training = False
+    return model
+
+
+def initialised(deviation: Callable[[int], float], seed: int = 0) -> EfficientNetForImageClassification:
+    """Lite0 with random weights of deviation(n), for sums of n products, and batch norms that change nothing."""
+    model = EfficientNetForImageClassification.from_pretrained("lite0")
+    generator = np.random.default_rng(seed)
+    for _, module in model.named_modules():
+        if isinstance(module, (Conv2d, Linear)):
+            module.weight[...] = deviation(module.weight[0].size) * generator.standard_normal(module.weight.shape, np.float32)
+            if module.bias is not None:
+                module.bias[...] = 0
+        elif isinstance(module, BatchNorm2d):
+            module.weight[...], module.bias[...], module.running_mean[...], module.running_var[...] = 1, 0, 0, 1
     return model
 
 
@@ -114,7 +123,9 @@ def difference(found: object, expected: np.ndarray) -> str | None:
     if found.dtype.kind not in "fiub":
         return f"it gives {found.dtype}, expected are numbers"
     if found.shape != expected.shape:
-        turned = ", which is the expected one turned around: is something transposed?" if found.shape == expected.T.shape else ""
+        turned = (
+            ", which is the expected one turned around: is something transposed?" if found.shape == expected.T.shape else ""
+        )
         return f"its shape is {found.shape}, expected is {expected.shape}{turned}"
     if not np.isfinite(found).all():
         return f"{int((~np.isfinite(found)).sum())} of its numbers are NaN or infinite: a division by zero, or an overflow?"

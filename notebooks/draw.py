@@ -1,11 +1,15 @@
 """The figures of the course. A notebook computes, and hands arrays to a function of this file; what it shows is written there.
 
-Functions draw with Matplotlib in the look of course.mplstyle, and call plt.show(). `ax` is a set of axes that somebody else made.
+Functions draw with Matplotlib in the look of course.mplstyle, and call plt.show(); `ax` is a set of axes made elsewhere.
 """
+
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
+
+plt.style.use(Path(__file__).parent / "course.mplstyle")
 
 PARTS = ["pixels", "stem", *(f"block {index}" for index in range(16)), "head", "pool", "classifier", "softmax"]
 CHANNELS = [3, 32, 16, 24, 24, 40, 40, 80, 80, 80, 112, 112, 112, 192, 192, 192, 192, 320, 1280, 1280, 1000, 1000]
@@ -40,7 +44,9 @@ def bars(values, unit, title="", labels=None, log=False, colour="C0"):
 
 def pictures(rows, titles=None, labels=None, **look):
     """A grid of pictures: rows is a list of lists of arrays (H, W) or (H, W, 3); titles above, labels at the left."""
-    fig, axes = plt.subplots(len(rows), len(rows[0]), figsize=(1.55 * len(rows[0]) + 0.3, 1.65 * len(rows) + 0.3), squeeze=False)
+    fig, axes = plt.subplots(
+        len(rows), len(rows[0]), figsize=(1.55 * len(rows[0]) + 0.3, 1.65 * len(rows) + 0.3), squeeze=False
+    )
     for line, row in zip(axes, rows, strict=True):
         for ax, picture in zip(line, row, strict=True):
             ax.imshow(picture, **(look if np.ndim(picture) == 2 else {}))
@@ -165,10 +171,14 @@ def stem_kernels(weights, size, maps, shown):
 def oriented(shares):
     """How much of a kernel lies in its first direction: {name: 32 numbers}, as dots."""
     fig, ax = plt.subplots(figsize=(9, 1.9))
-    for row, (name, values) in enumerate(shares.items()):
+    for row, values in enumerate(shares.values()):
         ax.plot(np.sort(values), np.full(len(values), row) + np.linspace(-0.25, 0.25, len(values)), "o", markersize=4)
         ax.plot([np.median(values)] * 2, [row - 0.35, row + 0.35], color="k", linewidth=1)
-    ax.set(yticks=range(len(shares)), ylim=(len(shares) - 0.5, -0.5), xlabel="1: one smooth pattern; dots are kernels, lines medians")
+    ax.set(
+        yticks=range(len(shares)),
+        ylim=(len(shares) - 0.5, -0.5),
+        xlabel="1: one smooth pattern; dots are kernels, lines medians",
+    )
     ax.set_yticklabels(list(shares))
     ax.set_title("How much neighbouring weights resemble each other (correlation)")
     plt.show()
@@ -181,7 +191,9 @@ def times_cheaper(full, separable, limit):
     for k in (3, 5, 7):
         (line,) = ax.plot(channels, full(k, channels, channels) / separable(k, channels, channels), label=f"kernel {k} × {k}")
         ax.axhline(k * k, color=line.get_color(), linestyle=":", linewidth=1)
-        ax.annotate(f"{full(k, limit, limit) / separable(k, limit, limit):.1f}", (limit - 6, 0.99 * k * k), ha="right", va="bottom")
+        ax.annotate(
+            f"{full(k, limit, limit) / separable(k, limit, limit):.1f}", (limit - 6, 0.99 * k * k), ha="right", va="bottom"
+        )
     ax.axvline(limit, color="C6", linewidth=0.8)
     ax.set(xlabel="channels in and out", ylabel="times cheaper", yscale="log", xlim=(0, 520))
     ax.set_title(f"full ÷ separable; dotted: the limit K²; numbers: at {limit} channels")
@@ -195,6 +207,7 @@ def times_cheaper(full, separable, limit):
 
 def batch_norm_boxes(before, normalised, after):
     """Each channel of a photograph before batch norm, after the division, and after scale and shift, as boxes."""
+
     def spread(ax, x, title):
         """A box for each channel: the middle half of its numbers, and whiskers to the 1st and 99th percentile."""
         box = ax.boxplot(list(x[0].reshape(32, -1)), whis=(1, 99), showfliers=False, patch_artist=True, widths=0.7)
@@ -205,7 +218,6 @@ def batch_norm_boxes(before, normalised, after):
         ax.set(title=title, xlabel="channel")
         ax.set_xticks(range(1, 33, 4), range(0, 32, 4))
         ax.axhline(0, color="C6", linewidth=0.6)
-
 
     fig, axes = plt.subplots(1, 3, figsize=(11, 3.2))
     spread(axes[0], before, "before batch norm")
@@ -296,8 +308,19 @@ def gates(by_photo):
 def block(expansion, depthwise, projection):
     """Block 4 as bars: height is the number of channels, and the residual goes round below."""
     fig, ax = plt.subplots(figsize=(10.5, 4))
-    stages = [("input", 40, "C0"), ("widened", 240, "C5"), ("filtered", 240, "C5"), ("narrowed", 40, "C0"), ("output", 40, "C0")]
-    arrows = ["1 × 1 convolution\nbatch norm, ReLU6", "5 × 5 depthwise\nbatch norm, ReLU6", "1 × 1 convolution\nbatch norm", "+ input"]
+    stages = [
+        ("input", 40, "C0"),
+        ("widened", 240, "C5"),
+        ("filtered", 240, "C5"),
+        ("narrowed", 40, "C0"),
+        ("output", 40, "C0"),
+    ]
+    arrows = [
+        "1 × 1 convolution\nbatch norm, ReLU6",
+        "5 × 5 depthwise\nbatch norm, ReLU6",
+        "1 × 1 convolution\nbatch norm",
+        "+ input",
+    ]
     weights = [expansion.expand_conv, depthwise.depthwise_conv, projection.project_conv]
     for i, (name, channels, colour) in enumerate(stages):
         ax.add_patch(plt.Rectangle((2 * i, -channels / 2), 0.6, channels, color=colour))
@@ -309,7 +332,9 @@ def block(expansion, depthwise, projection):
     ax.plot([0.3, 0.3, 8.3], [-22, -150, -150], color="C1", linewidth=1.5)
     ax.annotate("", (8.3, -22), (8.3, -151), arrowprops={"arrowstyle": "->", "color": "C1", "linewidth": 1.5})
     ax.text(4.3, -172, "the residual: the input itself, unchanged", ha="center", color="C1")
-    ax.set(xlim=(-0.5, 9.2), ylim=(-180, 170), title="Block 4 of EfficientNet-Lite0; the height of a bar is its number of channels")
+    ax.set(
+        xlim=(-0.5, 9.2), ylim=(-180, 170), title="Block 4 of EfficientNet-Lite0; the height of a bar is its number of channels"
+    )
     ax.axis("off")
     plt.show()
 
@@ -368,7 +393,9 @@ def inside_block(widened, filtered, narrowed, shown, out):
     for line, (name, tensor, chosen) in zip(axes, rows, strict=True):
         for ax, c in zip(line, chosen, strict=True):
             limits = (
-                {"cmap": "viridis", "vmin": 0, "vmax": 6} if tensor is not narrowed else {"cmap": "RdBu_r", "vmin": -20, "vmax": 20}
+                {"cmap": "viridis", "vmin": 0, "vmax": 6}
+                if tensor is not narrowed
+                else {"cmap": "RdBu_r", "vmin": -20, "vmax": 20}
             )
             image = ax.imshow(tensor[0, c], **limits)
             ax.set(xticks=[], yticks=[])
@@ -388,4 +415,363 @@ def values_by_step(widened, filtered, narrowed, negative):
     axes[0].set_ylabel("percent of the numbers")
     axes[2].axvspan(narrowed.min(), 0, color="C1", alpha=0.2)
     axes[2].set_title(f"narrowed: {negative:.0f}% are negative")
+    plt.show()
+
+
+# -- 04 · Compound scaling --------------------------------------------------------------------------------------------
+
+
+def grown_alone(factors, grown, expected, base):
+    """Arithmetic and size of B0 grown in one way only, against the factor; lines: what the rule expects."""
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3.4))
+    for (name, results), marker in zip(grown.items(), "osx", strict=True):
+        (points,) = axes[0].plot(factors, [s.mult_adds / base.mult_adds for s in results], marker, markersize=5, label=name)
+        axes[0].plot(factors, expected[name], color=points.get_color(), linewidth=0.8)
+        axes[1].plot(factors, [s.parameters / base.parameters for s in results], marker, markersize=5)
+    axes[0].set(title="arithmetic; lines: the factor, and its square", xlabel="factor", ylabel="multiply-adds, times B0's")
+    axes[1].set(title="size", xlabel="factor", ylabel="parameters, times B0's")
+    axes[0].legend()
+    plt.show()
+
+
+def coefficients(fitted, constants, presets):
+    """The published depth, width and resolution of B0 to B7 against the formula's curves."""
+    fig, axes = plt.subplots(1, 3, figsize=(10.5, 3))
+    phi = np.linspace(0, 7.5, 50)
+    parts = [(title, constants[index], index) for index, title in enumerate(("depth d", "width w", "resolution r"))]
+    middle = {name: np.mean(phis) for name, phis in fitted.items()} | {"b0": 0.0}
+    for ax, (title, constant, index) in zip(axes, parts, strict=True):
+        ax.plot(phi, constant**phi, color="C6", linewidth=1, label=f"{constant}$^φ$")
+        for name in middle:
+            width, depth, image_size = presets[name][:3]
+            value = (depth, width, image_size / 224)[index]
+            ax.plot(middle[name], value, "o", color="C0", markersize=5)
+            if name != "b0":  # at φ = 0, factor 1
+                ax.annotate(name, (middle[name], value), (-2, 5), textcoords="offset points", ha="right", fontsize=8)
+        ax.set(title=title, xlabel="φ (mean of the three)", ylabel="factor" if index == 0 else "")
+        ax.legend(loc="lower right")
+    plt.show()
+
+
+def rounding(channels, rounded, round_repeats):
+    """How channels and blocks are rounded."""
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3))
+    axes[0].plot(channels, channels, color="C6", linewidth=0.8)
+    axes[0].step(channels, rounded, where="mid")
+    corrected = rounded != (channels + 4) // 8 * 8
+    axes[0].plot(channels[corrected], rounded[corrected], "o", color="C1", markersize=4, label="raised by the 10% rule")
+    axes[0].set(title="round_filters: multiples of 8", xlabel="channels asked for", ylabel="channels taken")
+    axes[0].legend()
+    depths = np.linspace(1, 3.2, 200)
+    for repeats in (1, 2, 3, 4):
+        axes[1].step(depths, [round_repeats(repeats, d) for d in depths], where="mid", label=f"{repeats} in B0")
+    axes[1].set(title="round_repeats: always up", xlabel="depth coefficient", ylabel="blocks of a stage")
+    axes[1].legend()
+    plt.show()
+
+
+def accuracy(summaries, top1, others):
+    """Published accuracy against parameters and multiply-adds, EfficientNets beside what there was in 2019."""
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    for ax, column, unit in ((axes[0], 1, "million parameters"), (axes[1], 2, "billion multiply-adds (logarithmic)")):
+        xs = [summaries[n].parameters / 1e6 if column == 1 else summaries[n].mult_adds / 1e9 for n in top1]
+        ax.plot(xs, list(top1.values()), "o-", color="C1", label="EfficientNet (sizes counted here)")
+        for name, x in zip(top1, xs, strict=True):
+            ax.annotate(name.upper(), (x, top1[name]), (5, -11), textcoords="offset points", color="C1")
+        ax.plot(
+            [o[column] for o in others.values()], [o[0] for o in others.values()], "s", color="C6", markersize=5, label="others"
+        )
+        for name, other in others.items():
+            place = {"xytext": (5, -3)}
+            if name in ("Xception", "NASNet-A"):  # so that no two names overlap
+                place = {"xytext": (5, 3)} if name == "Xception" else {"xytext": (-5, -3), "ha": "right"}
+            ax.annotate(name, (other[column], other[0]), textcoords="offset points", fontsize=8, color="C6", **place)
+        ax.set(xlabel=unit)
+        ax.grid(True)
+    axes[0].set(ylabel="top-1 accuracy on ImageNet, percent", xlim=(0, 190), title="Published accuracy against size")
+    axes[1].set(xscale="log", xlim=(0.3, 130), title="and against arithmetic")
+    axes[0].legend(loc="lower right")
+    plt.show()
+
+
+def by_stage(shares):
+    """Percent of parameters and of multiply-adds by stage: {network: (10, 2)}."""
+    labels = ["stem", *(f"stage {i}" for i in range(7)), "head", "classifier"]
+    fig, axes = plt.subplots(1, 2, figsize=(10.5, 3.2), sharey=True)
+    for ax, column, title in ((axes[0], 0, "parameters"), (axes[1], 1, "multiply-adds")):
+        for offset, (name, share) in zip((-0.2, 0.2), shares.items(), strict=True):
+            ax.bar(np.arange(10) + offset, share[:, column], width=0.4, label=name.upper())
+        ax.set(title=title)
+        ax.set_xticks(range(10), labels, rotation=45, ha="right")
+    axes[0].set_ylabel("percent of the network")
+    axes[0].legend()
+    plt.show()
+
+
+# -- 05 · Against PyTorch ---------------------------------------------------------------------------------------------
+
+
+def by_depth(ax, rows, **look):
+    """Relative error of every activation, in call order; what agrees to the last bit is drawn at the bottom."""
+    errors = np.array([np.nan if row.relative is None else min(max(row.relative, 1e-9), 10) for row in rows])
+    wrong = np.array([row.status not in ("OK", "FORCED") for row in rows])
+    ax.plot(np.flatnonzero(~wrong), errors[~wrong], ".", markersize=3, **look)
+    ax.plot(np.flatnonzero(wrong), errors[wrong], "o", markersize=3, color="C1")
+    ax.set(yscale="log", xlabel="activation, in call order")
+    ax.grid(True, axis="y")
+
+
+def errors_by_depth(titles, comparisons, title, top=20):
+    """Comparisons side by side: error of each activation against its place; wrong ones in the second colour."""
+    fig, axes = plt.subplots(1, len(comparisons), figsize=(11.5, 3), sharey=True)
+    for ax, name, comparison in zip(axes, titles, comparisons, strict=True):
+        by_depth(ax, comparison.rows)
+        ax.axhline(np.finfo(np.float32).eps, color="C2", linewidth=1, label="float32's precision, 1.2e-7")
+        ax.set(title=name, ylim=(5e-10, top))
+    axes[0].set_ylabel("error ÷ largest number")
+    axes[0].legend(fontsize=7)
+    fig.suptitle(title)
+    plt.show()
+
+
+def rounding_errors(place, total, own, kinds):
+    """Error of layers with all before them (full dots) and of the layer alone (rings): kinds {label: names}."""
+    fig, ax = plt.subplots(figsize=(10.5, 3.2))
+    for colour, (label, names) in enumerate(kinds.items()):
+        at = [place[n] for n in names]
+        ax.plot(at, [total[n] for n in names], "o", markersize=4, color=f"C{colour}", label=label)
+        alone = [max(own[n], 1e-9) for n in names]
+        ax.plot(at, alone, "o", markersize=4, color=f"C{colour}", markerfacecolor="none", label=f"{label}, own error")
+    ax.axhline(np.finfo(np.float32).eps, color="C6", linewidth=1, label="float32's precision")
+    ax.set(yscale="log", xlabel="activation, in call order", ylabel="error ÷ largest number", ylim=(5e-10, 1e-4))
+    ax.set_title("float32 against float64, EfficientNet-Lite0 on the cat (exact agreement is drawn at the bottom)")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    plt.show()
+
+
+def worst_by_photo(worst):
+    """The largest rounding error of each photograph: a dot each."""
+    fig, ax = plt.subplots(figsize=(9, 1.6))
+    ax.plot(list(worst.values()), np.zeros(len(worst)), "o", alpha=0.6)
+    ax.axvline(1e-4, color="C1", linestyle="--")
+    ax.text(1e-4, 0.6, " compare's line", color="C1")
+    ax.set(
+        xscale="log", yticks=[], ylim=(-1, 1), xlim=(1e-7, 1e-3), xlabel="largest error of any activation; a dot a photograph"
+    )
+    plt.show()
+
+
+def initialised(deviations, sizes):
+    """Deviation of the numbers by depth, for several deviations of the first weights."""
+    fig, ax = plt.subplots(figsize=(9.5, 3))
+    for name, values in sizes.items():
+        ax.plot(range(len(values)), values, "o-", markersize=3, label=name)
+    ax.set(yscale="log", xlabel="stem, blocks, logits", ylabel="standard deviation")
+    ax.set_title("How large the numbers are, by depth, in a network that has just been initialised")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    plt.show()
+
+
+# -- 06 · What the network sees ---------------------------------------------------------------------------------------
+
+
+def components(photos, columns, shares):
+    """Photographs and, by depth, three principal components as colours: columns {depth: pictures (N, h, w, 3)}."""
+    fig, axes = plt.subplots(len(photos), 1 + len(columns), figsize=(11, 1.45 * len(photos)))
+    for line, (name, photo) in zip(axes, photos.items(), strict=True):
+        line[0].imshow(visible(photo))
+        line[0].set_ylabel(name)
+    axes[0, 0].set_title("input", loc="center")
+    for column, (name, found) in zip(axes.T[1:], columns.items(), strict=True):
+        for ax, picture in zip(column, found, strict=False):
+            ax.imshow(picture)
+        column[0].set_title(name, loc="center")
+        column[-1].set_xlabel(f"{found.shape[1]} × {found.shape[2]}\n{shares[name]:.0%} of variance", fontsize=8)
+    for ax in axes.ravel():
+        ax.set(xticks=[], yticks=[])
+    fig.suptitle("Three principal components of the channels, as colours")
+    plt.show()
+
+
+def curves_by_depth(curves, title, ylabel, chance=None):
+    """{label: array (photographs or seeds, 18)} by depth, median and middle half; dashed where the label says untrained."""
+    fig, ax = plt.subplots(figsize=(9.5, 3.4))
+    for colour, (label, values) in enumerate(curves.items()):
+        band(ax, range(np.shape(values)[1]), values, label, f"C{colour}")
+    if chance is not None:
+        ax.axhline(chance, color="C6", linewidth=0.8, linestyle=":")
+    ax.set(title=title, xlabel="depth", ylabel=ylabel)
+    ax.set_xticks(range(18), ["stem", *range(16), "head"])
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    plt.show()
+
+
+def alike(trained, untrained):
+    """Cosines between a photograph and its variants, by depth, trained beside untrained."""
+    fig, axes = plt.subplots(1, 2, figsize=(11.5, 3.4), sharey=True)
+    for ax, curves, title in ((axes[0], trained, "trained"), (axes[1], untrained, "untrained")):
+        for colour, (label, values) in enumerate(curves.items()):
+            band(ax, range(18), values, label, "C6" if label.startswith("another") else f"C{colour}")
+        ax.set(title=f"{title}: how alike two pictures are to the network", xlabel="depth", ylim=(-0.1, 1.02))
+        ax.set_xticks(range(0, 18, 2), ["stem", *range(1, 16, 2)])
+    axes[0].set_ylabel("cosine")
+    axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    plt.show()
+
+
+def channels(photo, depths):
+    """The six liveliest channels of several blocks: depths {name: maps (C, H, W)}, each row on one scale."""
+    fig, axes = plt.subplots(len(depths), 7, figsize=(10, 1.45 * len(depths)))
+    for line, (name, maps) in zip(axes, depths.items(), strict=True):
+        line[0].imshow(visible(photo))
+        line[0].set_ylabel(f"{name}\n{' × '.join(map(str, maps.shape))}", fontsize=8)
+        chosen = np.argsort(-maps.std(axis=(1, 2)))[:6]
+        low, high = maps[chosen].min(), maps[chosen].max()
+        for ax, c in zip(line[1:], chosen, strict=True):
+            image = ax.imshow(maps[c], cmap="viridis", vmin=low, vmax=high)
+            ax.set_title(f"channel {c}", loc="center", fontsize=8, pad=2)
+        fig.colorbar(image, ax=line, shrink=0.9)
+    for ax in axes.ravel():
+        ax.set(xticks=[], yticks=[])
+    fig.suptitle("The six liveliest channels of five blocks (one scale a row)")
+    plt.show()
+
+
+def contributions(ordered, running, logit, name):
+    """What each feature adds to a logit, sorted, and the sum so far."""
+    fig, axes = plt.subplots(1, 2, figsize=(10.5, 3), width_ratios=[1, 1.2])
+    axes[0].bar(range(len(ordered)), ordered, width=1)
+    axes[0].set(title=f"contributions to '{name}', sorted", xlabel="feature, by rank", ylabel="logit")
+    axes[0].set_yscale("symlog", linthresh=0.01)
+    axes[1].plot(range(1, len(ordered) + 1), running)
+    axes[1].axhline(logit, color="C1", linestyle="--", linewidth=1)
+    axes[1].text(len(ordered), logit - 0.25, f"the logit, {logit:.1f}", color="C1", ha="right", va="top")
+    axes[1].set(title="added up in this order", xlabel="number of features", ylabel="logit so far", xscale="log")
+    plt.show()
+
+
+def enlarged(values, size=224):
+    return np.array(PIL.Image.fromarray(np.float32(values)).resize((size, size), PIL.Image.Resampling.BILINEAR))
+
+
+def over(ax, photo, values, limit):
+    """A map over a grey photograph: warm for it, cold against it, one scale from -limit to limit."""
+    ax.imshow(visible(photo).mean(axis=2), cmap="gray", vmin=0, vmax=1)
+    ax.set(xticks=[], yticks=[])
+    return ax.imshow(enlarged(values), cmap="RdBu_r", alpha=0.6, vmin=-limit, vmax=limit)
+
+
+def activation_maps(photos, maps, titles):
+    """Photographs and below each its class activation map, all on one scale."""
+    fig, axes = plt.subplots(2, len(photos), figsize=(2.6 * len(photos), 5.3))
+    limit = max(np.abs(m).max() for m in maps)
+    for (top, bottom), photo, m, title in zip(axes.T, photos, maps, titles, strict=True):
+        top.imshow(visible(photo))
+        top.set(xticks=[], yticks=[])
+        top.set_title(title, loc="center")
+        image = over(bottom, photo, m, limit)
+        bottom.set_xlabel(f"{m.min():.1f} to {m.max():.1f}, mean {m.mean():.1f}")
+    fig.colorbar(image, ax=axes[1], label="logit at a place", shrink=0.9)
+    fig.suptitle("Class activation maps of the first answer (warm: speaks for it, cold: against it)")
+    plt.show()
+
+
+def maps_of_classes(rows):
+    """For each photograph, maps of several classes on one scale: rows [(photo, [(title, map)])]."""
+    fig, axes = plt.subplots(len(rows), 1 + len(rows[0][1]), figsize=(11, 2.35 * len(rows)))
+    for line, (photo, found) in zip(axes, rows, strict=True):
+        line[0].imshow(visible(photo))
+        line[0].set(xticks=[], yticks=[])
+        limit = max(np.abs(m).max() for _, m in found)
+        for ax, (title, m) in zip(line[1:], found, strict=True):
+            image = over(ax, photo, m, limit)
+            ax.set_title(title, loc="center", fontsize=9)
+        fig.colorbar(image, ax=line, label="logit", shrink=0.85)
+    fig.suptitle("Maps of the first four classes, on one scale a photograph")
+    plt.show()
+
+
+def map_and_paper(photos, maps, falls, correlations):
+    """A class activation map beside what a sheet of grey paper does to the logit: both with their scale and sign."""
+    fig, axes = plt.subplots(3, len(photos), figsize=(1.75 * len(photos), 5.4))
+    for column, (name, photo) in zip(axes.T, photos.items(), strict=True):
+        column[0].imshow(visible(photo))
+        column[0].set_title(name, loc="center", fontsize=9)
+        for ax, values, what in ((column[1], maps[name], "map"), (column[2], falls[name], "paper")):
+            limit = np.abs(values).max()
+            ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit)
+            ax.set_xlabel(f"{what}: {values.min():.1f} to {values.max():.1f}", fontsize=7)
+        column[1].set_title(f"correlation {correlations[name]:.2f}", loc="center", fontsize=8)
+    for ax in axes.ravel():
+        ax.set(xticks=[], yticks=[])
+    plt.show()
+
+
+# -- 07 · What is in a checkpoint -------------------------------------------------------------------------------------
+
+
+def megabytes(groups, weights):
+    """Megabytes by part of the network, and how weights are distributed; what the axis cuts off is said."""
+    fig, axes = plt.subplots(1, 2, figsize=(11, 3.4), width_ratios=[1.4, 1])
+    axes[0].bar(list(groups), [size / 1e6 for size in groups.values()])
+    axes[0].tick_params(axis="x", rotation=70)
+    axes[0].set(ylabel="megabytes", title=f"Where the {sum(groups.values()) / 1e6:.1f} MB are")
+    edges = np.linspace(-4, 4, 161)
+    for label, values in weights.items():
+        share = np.full(values.size, 100 / values.size)
+        axes[1].hist(np.clip(values, -4, 4), bins=edges, histtype="step", weights=share, label=label)
+    cut = max(float((np.abs(values) > 4).mean()) for values in weights.values())
+    axes[1].set(yscale="log", xlabel=f"weight ({cut:.1%} of a layer at most lies outside)", ylabel="percent of the weights")
+    axes[1].set_title("What the numbers look like")
+    axes[1].legend(fontsize=8)
+    plt.show()
+
+
+def instructions(used):
+    """How often each instruction of a pickle is used."""
+    fig, ax = plt.subplots(figsize=(9, 5.4))
+    ranked = sorted(used.items(), key=lambda item: item[1])
+    bars = ax.barh([name for name, _ in ranked], [count for _, count in ranked])
+    ax.bar_label(bars, padding=3, fontsize=8)
+    ax.tick_params(axis="y", labelsize=8)
+    ax.margins(y=0.01)
+    ax.set(xscale="log", xlabel="times used (logarithmic)", title="The instructions of Lite0's checkpoint")
+    plt.show()
+
+
+# -- 08 · From NumPy to the speed of the metal ------------------------------------------------------------------------
+
+
+def roofline(profile, peak, blas, bandwidths):
+    """Each step (kind, ms, operations, bytes) by intensity and speed; two roofs, slopes {label: bytes a second}."""
+    fig, ax = plt.subplots(figsize=(10.5, 4.6))
+    intensity = np.logspace(-1, 2.3, 200)
+    for style, (label, bandwidth) in zip(("-", "--"), bandwidths.items(), strict=True):
+        line = np.minimum(peak, intensity * bandwidth) / 1e9
+        ax.plot(intensity, line, style, color="C6", linewidth=1.2, label=f"{label}, {bandwidth / 1e9:.0f} GB/s")
+    for height, label in ((peak, "multiply-adds in registers"), (blas, "NumPy's BLAS")):
+        ax.axhline(height / 1e9, color="C6" if height == peak else "C1", linewidth=1)
+        ax.text(0.11, height / 1e9 * 1.06, f"{label}: {height / 1e9:.0f}", fontsize=8)
+    kinds = list(dict.fromkeys(kind for kind, *_ in profile))
+    for number, kind in enumerate(kinds):
+        mine = [step for step in profile if step[0] == kind]
+        at, speed = [flop / size for _, _, flop, size in mine], [flop / ms / 1e6 for _, ms, flop, _ in mine]
+        label = f"{kind} ({sum(step[1] for step in mine):.1f} ms)"
+        look = {"color": f"C{number % 6}", "markersize": 6, "alpha": 0.8, "label": label}
+        ax.plot(at, speed, "osD^v<>"[number % 7], **look)
+    ax.set(xscale="log", yscale="log", xlabel="intensity: operations a byte", ylabel="billion operations a second")
+    ax.set_title("Roofline of one core; each point is a step of the compiled network")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.grid(True)
+    plt.show()
+
+
+def copy_speed(sizes, speeds):
+    """Bytes a second of copying arrays of several sizes."""
+    fig, ax = plt.subplots(figsize=(8, 2.6))
+    ax.plot([size / 1e6 for size in sizes], [speed / 1e9 for speed in speeds], "o-")
+    ax.set(
+        xscale="log", yscale="log", xlabel="megabytes read and written", ylabel="GB/s", title="Copying an array, by its size"
+    )
+    ax.grid(True)
     plt.show()

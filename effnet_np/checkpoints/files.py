@@ -161,7 +161,7 @@ def read_json(path: Path, file: BinaryIO | None = None) -> dict[str, Any]:
         return parse_json(file.read(MAX_JSON + 1), path)
 
 
-def parse_json(text: str | bytes, where: object) -> dict[str, Any]:
+def parse_json(text: str | bytes, where: object, brackets: int = MAX_BRACKETS) -> dict[str, Any]:
     """A JSON object, not too large or deep, without a key twice or a NaN. `where` names it in the ValueError."""
     if len(text) > MAX_JSON:
         raise ValueError(f"{where} is larger than {MAX_JSON} bytes, too large for the JSON of a checkpoint")
@@ -182,8 +182,8 @@ def parse_json(text: str | bytes, where: object) -> dict[str, Any]:
 
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        if text.count("[") + text.count("{") > MAX_BRACKETS:
-            raise ValueError(f"it has more than {MAX_BRACKETS} objects and lists")
+        if text.count("[") + text.count("{") > brackets:
+            raise ValueError(f"it has more than {brackets} objects and lists")
         value = json.loads(text, object_pairs_hook=no_twins, parse_constant=no_constant, parse_float=finite)
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()  # fails for half a character, such as "\\ud800"

@@ -131,12 +131,12 @@ def get_runner(
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if threads is not None:
         check_count("threads", threads, "None or ")
-    model = get_model(source, image_processor, **hub_options)
+    model: Any = get_model(source, image_processor, **hub_options)
     if threads is not None and (backend == "numpy" or (model is source and backend == "auto")):
         hint = "pass effnet_np.compile(model, threads=...)" if model is source else "OPENBLAS_NUM_THREADS is NumPy's"
         raise ValueError(f"threads is for the compiled kernels, and they are not what answers here: {hint}")
     named = model is not source
-    if features and isinstance(model, Module):
+    if features and hasattr(model, "efficientnet"):
         model.efficientnet.image_processor = model.image_processor
         model = model.efficientnet
     if not named:

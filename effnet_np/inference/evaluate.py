@@ -15,8 +15,8 @@ import numpy as np
 
 from effnet_np.checkpoints.files import replacing
 from effnet_np.images.io import MAX_PIXELS
-from effnet_np.inference import evaluation_page, metrics
-from effnet_np.inference.classify import DEFAULT_MODEL, check_count, get_runner
+from effnet_np.inference import cluster, evaluation_page, metrics
+from effnet_np.inference.classify import DEFAULT_MODEL, check_count, get_model, get_runner
 from effnet_np.inference.labelled import read_labelled
 from effnet_np.inference.metrics import Bin, ClassScore, Rate
 from effnet_np.inference.stream import stream
@@ -93,14 +93,14 @@ class Evaluation:
         return pair(self, other)
 
     def __str__(self) -> str:
-        return to_text(self)
+        return to_text([self])
 
     def to_dict(self) -> dict[str, Any]:
         return to_dict(self)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the report as the ending of `path` says, .json, .html or .txt: whole, or an OSError and the old file."""
-        write(path, [self], None)
+        write(path, [self])
 
 
 @dataclass
@@ -164,13 +164,21 @@ def evaluate(
     """
     check_count("batch_size", batch_size)
     check_count("max_pixels", max_pixels)
-    runner = get_runner(model, backend, threads, image_processor, **hub_options)
+    if client is None:
+        runner = get_runner(model, backend, threads, image_processor, **hub_options)
+    else:
+        runner = get_model(model, image_processor, **hub_options)
     config = runner.config
     if config.num_labels < 2 or config.problem_type in ("multi_label_classification", "regression"):
         raise ValueError("evaluate() judges models that choose one of several classes, and this one does not")
     found = read_labelled(source, config)
     began = time.perf_counter()
-    rows = stream(runner, found.paths, "logits", batch_size=batch_size, errors="return", threads=threads, max_pixels=max_pixels)
+    if client is None:
+        rows = stream(
+            runner, found.paths, "logits", batch_size=batch_size, errors="return", threads=threads, max_pixels=max_pixels
+        )
+    else:
+        rows = cluster.map(client, found.paths, runner, "logits", backend=backend, max_pixels=max_pixels)
     judge = _Judge(config.num_labels, calibrate)
     for number, (path, truth, row) in enumerate(zip(found.paths, found.truth, rows, strict=True), 1):
         judge.take(path, truth, row)
@@ -244,23 +252,35 @@ def pair(first: Evaluation, second: Evaluation) -> Pair:
 # -- the report -------------------------------------------------------------------------------------------------------
 
 
-def write(path: str | os.PathLike, runs: list[Evaluation], compared: Pair | None) -> None:
-    """The report on one or several evaluations, as the ending of `path` says."""
-    path = Path(path)
-    if path.suffix not in (".json", ".html", ".txt"):
-        raise ValueError(f"a report's name must end in .json, .html or .txt, got {path.name}")
-    if path.suffix == ".html":
-        text = evaluation_page.page(runs, compared)
-    elif path.suffix == ".txt":
-        text = "\n\n".join(map(str, [*runs, *([compared] if compared else [])]))
-    else:
-        whole = runs[0].to_dict() if len(runs) == 1 else {"models": [run.to_dict() for run in runs]}
-        text = json.dumps(whole | ({"compared": compared.to_dict()} if compared else {}), indent=1, allow_nan=False)
+def check_ending(path: str | os.PathLike) -> str:
+    """The ending of a report's name. Raises ValueError for another than those that are known."""
+    ending = Path(path).suffix
+    if ending not in (".json", ".html", ".txt"):
+        raise ValueError(f"a report's name must end in .json, .html or .txt, got {Path(path).name}")
+    return ending
+
+
+def write(path: str | os.PathLike, runs: list[Evaluation], compared: Pair | None = None) -> None:
+    """The report on one or two evaluations, as the ending of `path` says: whole, or an OSError and the old file."""
+    writers = {".json": to_json, ".html": evaluation_page.page, ".txt": to_text}
+    text = writers[check_ending(path)](runs, compared)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def to_text(found: Evaluation) -> str:
+def to_json(runs: list[Evaluation], compared: Pair | None = None) -> str:
+    """One evaluation as an object; of two, a list of both under "models", and under "compared" their difference."""
+    if compared is None:
+        return json.dumps(runs[0].to_dict(), indent=1, allow_nan=False)
+    both = {"models": [run.to_dict() for run in runs], "compared": compared.to_dict()}
+    return json.dumps(both, indent=1, allow_nan=False)
+
+
+def to_text(runs: list[Evaluation], compared: Pair | None = None) -> str:
+    return "\n\n".join([*map(_text_of, runs), *([str(compared)] if compared else [])])
+
+
+def _text_of(found: Evaluation) -> str:
     """Rates, calibration and speed, then the classes that are recognised least and the most frequent confusions."""
     rows = [f"{found.model} on {found.source}: {len(found.paths)} pictures, named by {found.naming}", f"top-1    {found.top1}"]
     rows += [f"top-5    {found.top5}"] if found.top5 else []

@@ -154,8 +154,7 @@ class _Crew:
                 self.jobs.get_nowait()
             except Empty:
                 break
-        for _ in self.threads:
-            self.jobs.put(None)
+        self.jobs.put(None)
         for thread in self.threads:
             thread.join()
 
@@ -172,8 +171,7 @@ class _Crew:
             group.unprepared -= 1
             last = group.unprepared == 0
         if last:
-            if not self.dismissed:
-                self._answer(group)
+            self._answer(group)
             group.done = True
             group.news.put(None)
 
@@ -185,6 +183,8 @@ class _Crew:
         lane = self.lanes.get()
         began = time.perf_counter()
         try:
+            if self.dismissed:
+                return
             results = _everything(lane, inputs)
             if isinstance(results, BaseException):  # one source is at fault, or memory does not suffice for all at once
                 results = [_everything(lambda one: lane([one])[0], one) for one in inputs]
@@ -210,11 +210,13 @@ def _work(crew_of: weakref.ref, jobs: SimpleQueue) -> None:
         try:
             job = jobs.get(timeout=PATIENCE)
         except Empty:
-            if crew_of() is None:
+            if (crew := crew_of()) is None or crew.dismissed:
                 return
+            del crew
             continue
         crew = crew_of()
-        if job is None or crew is None:
+        if job is None or crew is None or crew.dismissed:
+            jobs.put(None)  # the next one goes home, too, also one that an interrupt left uncounted
             return
         crew.work_on(*job)
         del job, crew  # not to hold the last picture while there is nothing to do

@@ -117,9 +117,8 @@ def preprocess(model: Any, image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarr
 def load_pixels(model: Any, image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """One picture of any accepted kind -> uint8 (H, W, C), of as many channels as the model takes."""
     if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
-        pipe = f"curl -L {shlex.quote(image)} | effnet-np classify -"
-        hint = f"download it first, or pipe it: {pipe}; in Python, pass what urllib.request.urlopen gives"
-        raise ValueError(f"{image} is an address, and effnet_np fetches no pictures: {hint}")
+        hint = f"on the shell, effnet-np classify {shlex.quote(image)} does; in Python, pass what urllib.request.urlopen gives"
+        raise ValueError(f"{image} is an address, and effnet_np fetches no pictures here: {hint}")
     return load_image(image, model.config.num_channels, max_pixels)
 
 
