@@ -101,7 +101,7 @@ def check(config, mode="train", batch=3, size=None, threads=2, **options):
         assert_gradients(got, expected, backward(model, images, **options), 4e-5 if mode == "train" else 2e-5)
     state = fast.state_dict()
     for name, array in exact.state_dict().items():  # running statistics, and all else as it was
-        np.testing.assert_allclose(state[name], array, rtol=0, atol=1e-5 * max(1e-30, np.abs(array).max()), err_msg=name)
+        np.testing.assert_allclose(state[name], array, rtol=0, atol=2e-5 * max(1e-30, np.abs(array).max()), err_msg=name)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -141,7 +141,7 @@ class CompiledForTraining:
                 loss = classification_loss(self.config, logits, np.asarray(labels), label_smoothing)
             tape.start(loss, np.ones((), logits.dtype))
             tape.walk_back()
-            gradient = tape.gradient(logits)
+            gradient = tape.gradient(logits).reshape(logits.shape)  # type: ignore[union-attr]  # the loss depends on them
         pixels = np.zeros_like(images) if pixel_gradient else None
         network.backward(gradient, pixels)
         return Gradients(loss, logits, {name: network.parameters.gradients[name] for name in wanted}, {}, pixels)
