@@ -20,6 +20,7 @@ from effnet_np.model import EfficientNetForImageClassification, EfficientNetMode
 from effnet_np.version import __version__
 
 if TYPE_CHECKING:
+    from effnet_np.inference.evaluate import evaluate
     from effnet_np.inspection.compare import compare
     from effnet_np.inspection.explain import class_activation_map, explain
     from effnet_np.inspection.summary import summary
@@ -35,6 +36,7 @@ _LATER = {
     "class_activation_map": "inspection.explain",
     "compare": "inspection.compare",
     "compare_with_torch": "inspection.with_torch",
+    "evaluate": "inference.evaluate",
     "explain": "inspection.explain",
     "finetune": "training.finetune",
     "summary": "inspection.summary",
@@ -84,6 +86,7 @@ __all__ = [
     "compare",
     "compare_with_torch",
     "compile",
+    "evaluate",
     "explain",
     "finetune",
     "summary",

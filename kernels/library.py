@@ -81,6 +81,11 @@ def cache_file(part: str = FORWARD) -> Path:
     return cache_folder() / f"{digest.hexdigest()[:32]}.o"
 
 
+def sources_digest() -> str:
+    """Of the kernels' code: what decides, beside the CPU, how weights are packed."""
+    return hashlib.sha256(b"".join(source.read_bytes() for source in _sources(FORWARD))).hexdigest()[:32]
+
+
 def kernels_cached(part: str = FORWARD) -> bool:
     """Whether the machine code for this CPU and version is there, so that `compile` need not make it. Takes milliseconds."""
     return part in _loaded or (not _forked_while_busy and _intact(_kept_bytes(part)))

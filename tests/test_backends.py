@@ -110,7 +110,7 @@ def test_bench_compares_and_reports(tmp_path):
 
 
 def test_default_threads_count_the_quota_and_the_variable(tmp_path, monkeypatch):
-    from effnet_np.kernels.target import default_threads
+    from effnet_np.kernels.cores import default_threads
 
     monkeypatch.delenv("EFFNET_NP_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
