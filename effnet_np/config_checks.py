@@ -9,14 +9,17 @@ from typing import Any
 
 from effnet_np.architecture import STEM_CHANNELS, architecture
 from effnet_np.layer_specs import layer_specs
+from effnet_np.presets import PRESETS
 
 ACTIVATION_NAMES = ("swish", "silu", "relu", "relu6", "gelu", "gelu_new", "selu", "mish")
 POOLING_TYPES = ("mean", "max")
+PADDINGS = ("hf", "same", "static_same", "symmetric")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 # No network comes near these; a configuration beyond them is a mistake or an attack, and is refused before memory is spent.
 MAX_WHOLE = 1 << 16  # channels, pixels, repeats, ...
 MAX_BLOCKS = 1000  # B7 has 55
 MAX_WEIGHTS = 1 << 28  # numbers; B7 has 66 million
+MAX_WEIGHTS_L2 = 1 << 29  # of the one published network that has more, 480 million
 MAX_LABELS = 100_000
 
 
@@ -46,6 +49,11 @@ def check_config(config: Any) -> None:
     for name in names:
         for position, entry in enumerate(getattr(config, name)):
             _check_whole(f"{name}[{position}]", entry)
+    if config.padding not in PADDINGS:
+        raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, got {config.padding!r:.80}")
+    _check_whole("fused_stages", config.fused_stages, at_least=0)
+    if config.fused_stages > len(config.in_channels):
+        raise ValueError(f"fused_stages is {config.fused_stages}, but this network has {len(config.in_channels)} stages")
     depth = sum(config.round_repeats(repeats) for repeats in config.num_block_repeats)
     if depth > MAX_BLOCKS:
         raise ValueError(f"num_block_repeats and depth_coefficient make {depth} blocks, more than the {MAX_BLOCKS} allowed")
@@ -60,8 +68,7 @@ def check_config(config: Any) -> None:
                 f"out_channels[{stage}] is {config.out_channels[stage]} but in_channels[{stage + 1}] is "
                 f"{config.in_channels[stage + 1]}: a stage takes what the one before it gives"
             )
-    first = config.in_channels[0] if config.fix_head_stem else config.round_filters(config.in_channels[0])
-    if first != config.stem_channels:
+    if config.in_channels[0] != STEM_CHANNELS and not config.fused_stages:
         raise ValueError(
             f"in_channels[0] must be {STEM_CHANNELS}, the stem's channels before scaling, got {config.in_channels[0]}"
         )
@@ -70,8 +77,10 @@ def check_config(config: Any) -> None:
             f"hidden_dim is {config.hidden_dim} but must be {config.head_channels}, which is round_filters(1280) at "
             f"width_coefficient {config.width_coefficient} and depth_divisor {config.depth_divisor}"
         )
-    if num_weights(config) > MAX_WEIGHTS:
-        raise ValueError(f"this network would have {num_weights(config)} numbers, more than the {MAX_WEIGHTS} allowed")
+    scaling = (config.width_coefficient, config.depth_coefficient)
+    most = MAX_WEIGHTS_L2 if scaling == (PRESETS["l2"].width, PRESETS["l2"].depth) else MAX_WEIGHTS
+    if num_weights(config) > most:
+        raise ValueError(f"this network would have {num_weights(config)} numbers, more than the {most} allowed")
     if not callable(config.hidden_act) and config.hidden_act not in ACTIVATION_NAMES:
         raise ValueError(
             f"hidden_act must be one of {', '.join(ACTIVATION_NAMES)} or a function, got {config.hidden_act!r:.80}"

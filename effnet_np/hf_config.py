@@ -11,23 +11,34 @@ import copy
 import inspect
 import json
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
-from effnet_np.architecture import HEAD_CHANNELS, PRESETS, Architecture, BlockSpec, architecture, round_filters, round_repeats
+from effnet_np.architecture import HEAD_CHANNELS, Architecture, BlockSpec, architecture, round_filters, round_repeats
 from effnet_np.checkpoints import hub
 from effnet_np.checkpoints.checkpoint import read_config
 from effnet_np.checkpoints.files import naming, write_json
 from effnet_np.config_checks import MAX_LABELS, check_config
+from effnet_np.identify import identify
+from effnet_np.presets import PRESETS
+
+# Fields beyond HF's, and the value with which the network is one of HF's: then config.json does not have the field.
+BEYOND_HF = {"fix_head_stem": False, "padding": "hf", "fused_stages": 0}
 
 
 class EfficientNetConfig:
     """Every field and default of HF's `EfficientNetConfig`; the bare one is B7. Unknown keys are kept as attributes.
 
-    Beyond HF: `squeeze_expansion_ratio=0` means no squeeze-excite, and `fix_head_stem=True` leaves the channels of stem
-    and head, and the number of blocks in the first and the last stage, unscaled, as the Lite networks do. `hidden_act` may
-    be a function from array to array. Raises ValueError or TypeError for a configuration that describes no network.
+    Beyond HF, and kept in config.json: `squeeze_expansion_ratio=0` means no squeeze-excite. `fix_head_stem=True` leaves the
+    channels of stem and head, and the number of blocks in the first and the last stage, unscaled, as the Lite networks do.
+    `padding`, of convolutions of stride 2: "hf" (by `depthwise_padding`, for any size); "same", TensorFlow's, worked out for
+    each input, as timm's tf_* do; "static_same", the same, but worked out once for `image_size`, as lukemelas does;
+    "symmetric", as many zeros on all sides, as torchvision and timm's others do. `fused_stages=3` is EfficientNetV2: the first
+    so many stages are of Fused-MBConv blocks without squeeze-excite; `in_channels[0]` is the stem's; channels are rounded
+    to the nearest multiple; every block of stride 1 with as many channels out as in has a residual.
+    `hidden_act` may be a function from array to array. Raises ValueError or TypeError where the fields describe no network.
     """
 
     model_type = "efficientnet"
@@ -56,6 +67,8 @@ class EfficientNetConfig:
         dropout_rate: float = 0.5,
         drop_connect_rate: float = 0.2,
         fix_head_stem: bool = False,
+        padding: str = "hf",
+        fused_stages: int = 0,
         id2label: dict | None = None,
         label2id: dict | None = None,
         num_labels: int | None = None,
@@ -90,6 +103,8 @@ class EfficientNetConfig:
         self.dropout_rate = dropout_rate
         self.drop_connect_rate = drop_connect_rate
         self.fix_head_stem = fix_head_stem
+        self.padding = padding
+        self.fused_stages = fused_stages
         self.problem_type = problem_type
         self.output_hidden_states = output_hidden_states
         self.return_dict = return_dict
@@ -164,7 +179,7 @@ class EfficientNetConfig:
         return architecture(self).head.out_channels
 
     def stem_size(self, height: int, width: int) -> tuple[int, int]:
-        """(H, W) of the stem's output: 3x3 with stride 2, after one row and one column of zeros at the bottom and right."""
+        """(H, W) of the stem's output."""
         return architecture(self).stem.output_size(height, width)
 
     def check_image_size(self, height: int, width: int) -> None:
@@ -172,7 +187,7 @@ class EfficientNetConfig:
         architecture(self).sizes(height, width)
 
     def round_filters(self, channels: int) -> int:
-        return round_filters(channels, self.width_coefficient, self.depth_divisor)
+        return round_filters(channels, self.width_coefficient, self.depth_divisor, self.fused_stages > 0)
 
     def round_repeats(self, repeats: int) -> int:
         return round_repeats(repeats, self.depth_coefficient)
@@ -181,20 +196,18 @@ class EfficientNetConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> EfficientNetConfig:
-        """The published "b0" to "b7" and "lite0", with ImageNet's 1,000 labels; fields may be overridden by name."""
+        """A published network, "b0" to "v2-l" (presets.py), with ImageNet's 1,000 labels; fields may be overridden by name."""
         if name not in PRESETS:
             raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
         preset = PRESETS[name]
-        fields: dict[str, Any] = {
+        fields: dict[str, Any] = copy.deepcopy(preset.fields) | {
             "width_coefficient": preset.width,
             "depth_coefficient": preset.depth,
             "image_size": preset.image_size,
             "dropout_rate": preset.dropout,
-            "depthwise_padding": preset.depthwise_padding,
-            "hidden_dim": round_filters(HEAD_CHANNELS, preset.width),
         }
-        if name == "lite0":
-            fields |= {"squeeze_expansion_ratio": 0.0, "hidden_act": "relu6", "fix_head_stem": True}
+        head_width = 1.0 if "fix_head_stem" in fields else preset.width
+        fields["hidden_dim"] = round_filters(HEAD_CHANNELS, head_width)
         if "num_labels" not in overrides and "id2label" not in overrides:
             fields["id2label"] = imagenet_labels()
         return cls(**(fields | overrides))
@@ -223,24 +236,41 @@ class EfficientNetConfig:
         if not isinstance(self.hidden_act, str):
             raise TypeError(f"hidden_act is a function ({self.hidden_act!r}), which a configuration file cannot hold")
         fields = {key: value for key, value in vars(self).items() if not key.startswith("_")}
-        if not self.fix_head_stem:  # HF has no such field
-            del fields["fix_head_stem"]
+        for key, hf in BEYOND_HF.items():
+            if fields[key] == hf:
+                del fields[key]
         return copy.deepcopy(fields | {"model_type": self.model_type})
+
+    def beyond_hf(self, but: Sequence[str] = ()) -> list[str]:
+        """The fields, as texts, of which transformers, which does not know them, would make another network."""
+        beyond = [
+            f"{key}={getattr(self, key)!r}" for key, hf in BEYOND_HF.items() if getattr(self, key) != hf and key not in but
+        ]
+        return beyond + ([] if self.squeeze_expansion_ratio else [f"squeeze_expansion_ratio={self.squeeze_expansion_ratio}"])
+
+    def say_what_is_beyond_hf(self) -> None:
+        """A UserWarning where there is something of that kind."""
+        if beyond := self.beyond_hf():
+            text = f"config.json holds {', '.join(beyond)}, which Hugging Face's EfficientNet does not know"
+            warnings.warn(f"{text}: effnet_np reads this network again, transformers cannot", UserWarning, stacklevel=3)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, **options: Any) -> EfficientNetConfig:
         """Read config.json from a folder, a file, a preset's short name or a hub id.
 
-        Hub options (`revision`, `local_files_only`, `cache_dir`, ...) go to the hub; all others override fields.
+        Hub options (`revision`, `local_files_only`, `cache_dir`, ...) go to the hub; `architecture` is another library's name
+        for a network whose file does not say it; all others override fields.
         """
         hub_options, overrides = hub.split_options(options)
         path = hub.resolve(source, **hub_options)
-        fields = read_config(path)
+        found = read_config(path, overrides.pop("architecture", None))
+        fields = found if isinstance(found, dict) else identify(found, cls.preset)[0].to_dict()
         with naming(path):
-            return cls.from_dict(cls.preset(fields).to_dict() if isinstance(fields, str) else fields, **overrides)
+            return cls.from_dict(fields, **overrides)
 
     def save_pretrained(self, folder: str | os.PathLike) -> str:
-        """Write `folder`/config.json as HF does, and give its path."""
+        """Write `folder`/config.json as HF does, and give its path. A UserWarning names the fields that HF does not have."""
+        self.say_what_is_beyond_hf()
         architectures = {"architectures": ["EfficientNetForImageClassification"]}
         return write_json(folder, "config.json", architectures | self.to_dict())
 

@@ -24,9 +24,13 @@ class LayerSpec:
     width: int
     kernel_size: int = 1
     stride: int = 1
-    padding: tuple[int, int] = (0, 0)
+    padding: tuple[int, ...] = (
+        0,
+        0,
+    )  # (top and left, bottom and right), or (top, bottom, left, right)
     groups: int = 1
     bias: bool = False
+    activated: bool = False  # an activation follows at once
 
     @property
     def parameters(self) -> int:
@@ -46,32 +50,36 @@ class LayerSpec:
 def layer_specs(network: Architecture, height: int, width: int) -> Iterator[LayerSpec]:
     """Every layer with numbers in it, in the order of the forward pass, for an image of (height, width)."""
 
-    def conv(name: str, norm: str, c_in: int, c_out: int, size, **options) -> Iterator[LayerSpec]:
-        yield LayerSpec(name, "conv", c_in, c_out, *size, **options)
+    def conv(name: str, norm: str, c_in: int, c_out: int, size, activated=True, **options) -> Iterator[LayerSpec]:
+        yield LayerSpec(name, "conv", c_in, c_out, *size, activated=activated and not norm, **options)
         if norm:
-            yield LayerSpec(norm, "norm", c_out, c_out, *size)
+            yield LayerSpec(norm, "norm", c_out, c_out, *size, activated=activated)
 
-    def window(part) -> dict[str, Any]:
-        return {"kernel_size": part.kernel_size, "stride": part.stride, "padding": part.padding}
+    def window(part, size) -> dict[str, Any]:
+        zeros = part.zeros(*size)
+        padding = zeros[:2] if zeros[:2] == zeros[2:] else zeros
+        return {"kernel_size": part.kernel_size, "stride": part.stride, "padding": padding}
 
     stem, head, sizes = network.stem, network.head, network.sizes(height, width)
-    where = "efficientnet.embeddings."
-    yield from conv(where + "convolution", where + "batchnorm", stem.in_channels, stem.out_channels, sizes[0], **window(stem))
+    where, options = "efficientnet.embeddings.", window(stem, (height, width))
+    yield from conv(where + "convolution", where + "batchnorm", stem.in_channels, stem.out_channels, sizes[0], **options)
     for block, before, after in zip(network.blocks, sizes[:-1], sizes[1:], strict=True):
         where = f"efficientnet.encoder.blocks.{block.index}."
-        channels, squeezed = block.expanded_channels, block.squeeze_channels
+        channels, squeezed, options = block.expanded_channels, block.squeeze_channels, window(block, before)
         if block.expand_ratio != 1:
-            inside = where + "expansion."
-            yield from conv(inside + "expand_conv", inside + "expand_bn", block.in_channels, channels, before)
-        inside = where + "depthwise_conv."
-        options = window(block) | {"groups": channels}
-        yield from conv(inside + "depthwise_conv", inside + "depthwise_norm", channels, channels, after, **options)
+            inside, full, size = where + "expansion.", options if block.fused else {}, after if block.fused else before
+            yield from conv(inside + "expand_conv", inside + "expand_bn", block.in_channels, channels, size, **full)
+        if not block.fused:
+            inside = where + "depthwise_conv."
+            depthwise = options | {"groups": channels}
+            yield from conv(inside + "depthwise_conv", inside + "depthwise_norm", channels, channels, after, **depthwise)
         if squeezed:
             inside = where + "squeeze_excite."
             yield from conv(inside + "reduce", "", channels, squeezed, (1, 1), bias=True)
             yield from conv(inside + "expand", "", squeezed, channels, (1, 1), bias=True)
-        inside = where + "projection."
-        yield from conv(inside + "project_conv", inside + "project_bn", channels, block.out_channels, after)
+        inside, only = where + "projection.", block.fused and block.expand_ratio == 1
+        full = options if only else {}
+        yield from conv(inside + "project_conv", inside + "project_bn", channels, block.out_channels, after, only, **full)
     where = "efficientnet.encoder."
     yield from conv(where + "top_conv", where + "top_bn", head.in_channels, head.out_channels, sizes[-1])
     if head.num_labels:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from effnet_np import ops
+from effnet_np.architecture import WindowSpec
 from effnet_np.module import Module
 
 
@@ -21,15 +22,16 @@ class Conv2d(Module):
 
     def __init__(self, in_channels, out_channels, kernel_size, *, stride=1, padding=(0, 0), groups=1, bias=False):
         super().__init__()
-        before, after = padding  # pixels of zeros at the top and left, at the bottom and right
-        self.stride, self.groups, self.padding = stride, groups, (before, after, before, after)
+        self.window = WindowSpec(kernel_size, stride, padding)
+        self.stride, self.groups, self.padding = stride, groups, padding and padding * 2  # zeros; None: SAME
         self.add_parameter("weight", np.zeros((out_channels, in_channels // groups, kernel_size, kernel_size), np.float32))
         self.bias = None
         if bias:
             self.add_parameter("bias", np.zeros(out_channels, np.float32))
 
     def forward(self, x):
-        return ops.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.groups)
+        padding = self.padding or self.window.zeros(*x.shape[2:])
+        return ops.conv2d(x, self.weight, self.bias, self.stride, padding, self.groups)
 
 
 class BatchNorm2d(Module):
@@ -85,15 +87,14 @@ class Linear(Module):
 
 
 class ZeroPad2d(Module):
-    """`padding` = (top and left, bottom and right) pixels of zeros; a negative number crops."""
+    """The zeros that a convolution of this window wants, where it does not add them itself; a negative number crops."""
 
-    def __init__(self, padding: tuple[int, int]):
+    def __init__(self, window: WindowSpec):
         super().__init__()
-        before, after = padding
-        self.padding = (before, after, before, after)
+        self.window, self.padding = window, window.padding and window.padding * 2
 
     def forward(self, x):
-        return ops.pad2d(x, self.padding)
+        return ops.pad2d(x, self.padding or self.window.zeros(*x.shape[2:]))
 
 
 class Dropout(Module):

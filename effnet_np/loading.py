@@ -19,8 +19,10 @@ from effnet_np.checkpoints.files import naming
 from effnet_np.checkpoints.h5_writer import hash_tensor
 from effnet_np.config_checks import num_weights
 from effnet_np.hf_config import EfficientNetConfig
+from effnet_np.identify import fitting, identify
 from effnet_np.images.processor import EfficientNetImageProcessor, find_processor
 from effnet_np.match import Match, match
+from effnet_np.weights.foreign import HF
 
 HEAD = ("classifier.weight", "classifier.bias")
 
@@ -31,8 +33,9 @@ def load_model(cls: type, source: str | os.PathLike, ignore_mismatched_sizes: bo
     seed, allow_nonfinite = overrides.pop("seed", None), overrides.pop("allow_nonfinite", False)
     given, processor = overrides.pop("config", None), find_processor(overrides.pop("image_processor", None))
     dtype = wanted_dtype(overrides.pop("torch_dtype", None), overrides.pop("dtype", None))
-    with Checkpoint(hub.resolve(source, weights=True, **hub_options)) as checkpoint:
-        config = _config(checkpoint, given, overrides)
+    architecture = overrides.pop("architecture", None)
+    with Checkpoint(hub.resolve(source, weights=True, **hub_options), architecture) as checkpoint:
+        config, preprocessing = _config(checkpoint, given, overrides)
         wanted = num_weights(config, classifier=not ignore_mismatched_sizes)  # a fresh one is not in the file
         if wanted > 2 * checkpoint.numbers + 1_000_000:  # said before such a network is built
             described = f"describes a network of {wanted} numbers, but the weights have {checkpoint.numbers}"
@@ -42,25 +45,30 @@ def load_model(cls: type, source: str | os.PathLike, ignore_mismatched_sizes: bo
         if found.fresh:
             model.initialize(seed)
         _fill(model.state_dict(), checkpoint, found, allow_nonfinite)
-        if processor is None and checkpoint.image_processor is not None:
+        if processor is None and preprocessing is not None:
             with naming(checkpoint.path):
-                processor = EfficientNetImageProcessor.from_dict(checkpoint.image_processor)
-        elif processor is None and checkpoint.preset:
-            processor = EfficientNetImageProcessor.preset(checkpoint.preset)
+                processor = EfficientNetImageProcessor.from_dict(preprocessing)
         if processor is not None:
             model.image_processor = processor
     return model
 
 
-def _config(checkpoint: Checkpoint, given: EfficientNetConfig | None, overrides: dict[str, Any]) -> EfficientNetConfig:
-    """The configuration that the caller gave, or the source's own, with the caller's overrides."""
-    described = checkpoint.config if given is None else given.to_dict()
-    if described is None and checkpoint.preset:
-        described = EfficientNetConfig.preset(checkpoint.preset).to_dict()
+def _config(
+    checkpoint: Checkpoint, given: EfficientNetConfig | None, overrides: dict[str, Any]
+) -> tuple[EfficientNetConfig, dict[str, Any] | None]:
+    """The configuration that the caller gave, or the source's own, with the caller's overrides; and the processor's options."""
+    described, preprocessing = checkpoint.config, checkpoint.image_processor
+    if given is not None:
+        described = given.to_dict()
+    elif checkpoint.foreign is not None:
+        found, options = identify(checkpoint.foreign, EfficientNetConfig.preset)
+        described, preprocessing = found.to_dict(), preprocessing or options
     if described is None:
-        raise FileNotFoundError(f"{checkpoint.path} has no config.json beside its weights, so its network is not known")
+        hint = "; or say which it is: architecture='b0', for example" if checkpoint.dialect is HF else ""
+        text = f"{checkpoint.path} has no config.json beside its weights, so its network is not known{hint}"
+        raise FileNotFoundError(text)
     with naming(checkpoint.path):
-        return EfficientNetConfig.from_dict(described, **overrides)
+        return EfficientNetConfig.from_dict(described, **overrides), preprocessing
 
 
 def _match(own: Mapping[str, np.ndarray], checkpoint: Checkpoint, ignore_mismatched_sizes: bool) -> Match:
@@ -76,7 +84,7 @@ def _match(own: Mapping[str, np.ndarray], checkpoint: Checkpoint, ignore_mismatc
         found.start_fresh([*shapes, *HEAD])
     only_head = {*found.missing, *found.misshapen} <= set(HEAD)
     hint = "\nTo start with a fresh classifier in its place, pass ignore_mismatched_sizes=True." if only_head else ""
-    found.refuse(f"the checkpoint {checkpoint.weights_path}", hint)
+    found.refuse(f"the checkpoint {checkpoint.weights_path}", hint or _what_it_is(checkpoint))
     if found.fresh:
         differ = [f"{name} (the file: {shapes[name][1]}, the model: {shapes[name][0]})" if name in shapes else
                   f"{name} (not in the file, the model: {own[name].shape})" for name in found.fresh]  # fmt: skip
@@ -84,6 +92,12 @@ def _match(own: Mapping[str, np.ndarray], checkpoint: Checkpoint, ignore_mismatc
         fresh = f"not taken from {checkpoint.weights_path} but drawn anew, so to be trained: {', '.join(differ[:10])}{more}"
         warnings.warn(fresh, UserWarning, stacklevel=4)
     return found
+
+
+def _what_it_is(checkpoint: Checkpoint) -> str:
+    """Where a foreign checkpoint does not fit the network that was named: those that it does fit."""
+    fits = fitting(checkpoint.foreign, EfficientNetConfig.preset) if checkpoint.foreign is not None else []
+    return f"\nBy its names and shapes it is {' or '.join(fits)} of {checkpoint.dialect.library}." if fits else ""
 
 
 def _fill(own: Mapping[str, np.ndarray], checkpoint: Checkpoint, found: Match, allow_nonfinite: bool) -> None:

@@ -29,7 +29,7 @@ class EfficientNetEmbeddings(Module):
 
     def __init__(self, config: EfficientNetConfig, stem: StemSpec):
         super().__init__()
-        self.padding = ZeroPad2d(stem.padding)
+        self.padding = ZeroPad2d(stem)
         self.convolution = Conv2d(stem.in_channels, stem.out_channels, stem.kernel_size, stride=stem.stride)
         self.batchnorm = BatchNorm2d(stem.out_channels, config.batch_norm_eps, config.batch_norm_momentum)
         self.activation = Activation(config.hidden_act)
@@ -42,11 +42,12 @@ class EfficientNetEmbeddings(Module):
 
 
 class EfficientNetExpansionLayer(Module):
-    """A 1x1 convolution to more channels. (N, C, H, W) -> (N, expanded, H, W)"""
+    """A convolution to more channels: 1x1 or, in a fused block, the K x K one. (N, C, H, W) -> (N, expanded, H, W)"""
 
     def __init__(self, config: EfficientNetConfig, block: BlockSpec):
         super().__init__()
-        self.expand_conv = Conv2d(block.in_channels, block.expanded_channels, 1)
+        kernel_size, stride, padding = (block.kernel_size, block.stride, block.padding) if block.fused else (1, 1, (0, 0))
+        self.expand_conv = Conv2d(block.in_channels, block.expanded_channels, kernel_size, stride=stride, padding=padding)
         self.expand_bn = BatchNorm2d(block.expanded_channels, config.batch_norm_eps)  # HF leaves PyTorch's momentum here
         self.expand_act = Activation(config.hidden_act)
 
@@ -63,7 +64,7 @@ class EfficientNetDepthwiseLayer(Module):
         super().__init__()
         channels, self.stride = block.expanded_channels, block.stride
         same = block.padding if block.stride == 1 else (0, 0)  # stride 2 is padded by the module of its own
-        self.depthwise_conv_pad = ZeroPad2d(block.padding)
+        self.depthwise_conv_pad = ZeroPad2d(block)
         self.depthwise_conv = Conv2d(channels, channels, block.kernel_size, stride=block.stride, padding=same, groups=channels)
         self.depthwise_norm = BatchNorm2d(channels, config.batch_norm_eps, config.batch_norm_momentum)
         self.depthwise_act = Activation(config.hidden_act)
@@ -98,32 +99,38 @@ class EfficientNetSqueezeExciteLayer(Module):
 
 
 class EfficientNetFinalBlockLayer(Module):
-    """A 1x1 convolution to fewer channels, without activation; then the residual. (N, expanded, H, W) -> (N, out, H, W)"""
+    """1x1 to fewer channels, not activated, or a fused block's only convolution; then the residual. -> (N, out, H, W)"""
 
     def __init__(self, config: EfficientNetConfig, block: BlockSpec, generator: np.random.Generator):
         super().__init__()
-        self.residual = block.residual
-        self.project_conv = Conv2d(block.expanded_channels, block.out_channels, 1)
+        self.residual, self.activated = block.residual, block.fused and block.expand_ratio == 1
+        kernel_size, stride, padding = (block.kernel_size, block.stride, block.padding) if self.activated else (1, 1, (0, 0))
+        self.project_conv = Conv2d(block.expanded_channels, block.out_channels, kernel_size, stride=stride, padding=padding)
         self.project_bn = BatchNorm2d(block.out_channels, config.batch_norm_eps, config.batch_norm_momentum)
+        if self.activated:
+            self.project_act = Activation(config.hidden_act)
         self.dropout = Dropout(block.drop_rate, generator)
 
     def forward(self, embeddings, hidden_states):
         hidden_states = self.project_conv(hidden_states)
         hidden_states = self.project_bn(hidden_states)
+        if self.activated:
+            hidden_states = self.project_act(hidden_states)
         if self.residual:
             hidden_states = ops.add(self.dropout(hidden_states), embeddings)
         return hidden_states
 
 
 class EfficientNetBlock(Module):
-    """MBConv (Sandler et al., arXiv 1801.04381): widen, filter each channel, weigh the channels, narrow, add the input."""
+    """MBConv (Sandler et al., arXiv 1801.04381), or fused: widen, filter each channel, weigh the channels, narrow, add."""
 
     def __init__(self, config: EfficientNetConfig, block: BlockSpec, generator: np.random.Generator):
         super().__init__()
-        self.expand = block.expand_ratio != 1
+        self.expand, self.fused = block.expand_ratio != 1, block.fused
         if self.expand:
             self.expansion = EfficientNetExpansionLayer(config, block)
-        self.depthwise_conv = EfficientNetDepthwiseLayer(config, block)
+        if not self.fused:
+            self.depthwise_conv = EfficientNetDepthwiseLayer(config, block)
         self.has_squeeze_excite = block.squeeze_channels > 0
         if self.has_squeeze_excite:
             self.squeeze_excite = EfficientNetSqueezeExciteLayer(config, block)
@@ -133,7 +140,8 @@ class EfficientNetBlock(Module):
         embeddings = hidden_states
         if self.expand:
             hidden_states = self.expansion(hidden_states)
-        hidden_states = self.depthwise_conv(hidden_states)
+        if not self.fused:
+            hidden_states = self.depthwise_conv(hidden_states)
         if self.has_squeeze_excite:
             hidden_states = self.squeeze_excite(hidden_states)
         return self.projection(embeddings, hidden_states)

@@ -56,7 +56,11 @@ class PreTrainedModel(Module):
         return load_model(cls, source, ignore_mismatched_sizes, options)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write config.json, model.safetensors and, where known, preprocessor_config.json; transformers loads the folder."""
+        """Write config.json, model.safetensors and, where known, preprocessor_config.json; transformers loads the folder.
+
+        A UserWarning names the fields of the configuration for which it cannot: those beyond Hugging Face's.
+        """
+        self.config.say_what_is_beyond_hf()
         save_model(self, folder)
 
     def described(self) -> tuple[dict[str, Any], dict[str, Any] | None]:

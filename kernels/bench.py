@@ -27,7 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-MODELS = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "lite0")
+from effnet_np.presets import PRESETS
+
 PEERS = {
     "torch": ("torch", "transformers"),
     "onnxruntime": ("onnxruntime", "torch", "transformers"),
@@ -38,11 +39,13 @@ PAUSE = 0.15  # seconds between two turns
 TURN = 0.15  # seconds that an engine runs in its turn, at least one answer
 TOLERANCE = 1e-3  # of the largest logit: other runtimes add up in another order
 GEMM_SIZE = 1536
+RESNET = "resnet152"  # what the paper's Table 4 measures B1 against, and how much longer it took there
+PAPERS_RATIO = 5.7
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", nargs="+", default=["b0"], choices=MODELS, metavar="MODEL", help="b0 to b7, lite0 (default: b0)"
+        "--model", nargs="+", default=["b0"], choices=[*PRESETS], metavar="MODEL", help=f"{', '.join(PRESETS)} (default: b0)"
     )
     parser.add_argument(
         "--threads", nargs="+", type=int, default=[1, os.cpu_count() or 1], metavar="N", help="default: 1 and all"
@@ -56,12 +59,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot", metavar="FILE.png", help="also draw a roofline of the steps of the first model (needs matplotlib)"
     )
+    parser.add_argument(
+        "--paper",
+        action="store_true",
+        help="measure B1 against ResNet-152 on one core, as the paper's Table 4, and nothing else",
+    )
     parser.add_argument("--no-numpy", action="store_true", help="leave out the NumPy reference, which is slow on large models")
 
 
 def run(options: argparse.Namespace) -> int:
     """The command. Prints a table; gives its exit status. Raises ImportError for what is missing, before it measures."""
     check_installed(options.peers, bool(options.plot))
+    if options.paper:
+        return paper(options.peers, options.seconds)
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for model in options.model:
@@ -116,23 +126,8 @@ def measure(model: str, threads: int, batch: int, peers: list[str], with_numpy: 
     try:
         answers = {name: engine.ready() for name, engine in engines.items() if name != "gemm"}
         engines["gemm"].ready()
-        expected = np.load(answers["numba"])
-        for name, file in answers.items():
-            error = np.abs(np.load(file) - expected).max() / np.abs(expected).max()
-            if not error <= TOLERANCE:
-                raise ValueError(f"{name} and numba disagree on {model} by {error:.1e} of the largest logit: nothing was timed")
-        times: dict[str, list[float]] = {name: [] for name in names}
-        repeats = dict.fromkeys(names, 1)
-        began = time.perf_counter()
-        rounds = 0
-        while rounds < 3 or time.perf_counter() - began < seconds:
-            for name, engine in engines.items():
-                time.sleep(PAUSE)
-                taken = engine.turn(repeats[name])
-                repeats[name] = max(1, int(TURN / np.median(taken)))
-                if rounds:  # the first round only finds out how often to repeat
-                    times[name] += taken
-            rounds += 1
+        check_answers(answers, model)
+        times, rounds = interleaved(engines, seconds)
     finally:
         for engine in engines.values():
             engine.stop()
@@ -145,12 +140,65 @@ def measure(model: str, threads: int, batch: int, peers: list[str], with_numpy: 
         "threads": threads,
         "batch": batch,
         "milliseconds": milliseconds,
-        "rounds": rounds - 1,
+        "rounds": rounds,
         "of_best_peer": milliseconds["numba"] / best_peer if best_peer else None,
         "gemm_gflops": gemm,
         "gflops": speed,
         "of_gemm": speed / gemm,
     }
+
+
+def check_answers(answers: dict[str, str], model: str) -> None:
+    """Raise ValueError where engines (the files of their logits, by name) disagree."""
+    (first, file), *others = answers.items()
+    expected = np.load(file)
+    for name, file in others:
+        error = np.abs(np.load(file) - expected).max() / np.abs(expected).max()
+        if not error <= TOLERANCE:
+            raise ValueError(f"{name} and {first} disagree on {model} by {error:.1e} of the largest logit: nothing was timed")
+
+
+def interleaved(engines: dict[str, Engine], seconds: float) -> tuple[dict[str, list[float]], int]:
+    """(seconds of each answer, by engine; rounds that were measured)"""
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    repeats = dict.fromkeys(engines, 1)
+    began, rounds = time.perf_counter(), 0
+    while rounds < 3 or time.perf_counter() - began < seconds:
+        for name, engine in engines.items():
+            time.sleep(PAUSE)
+            taken = engine.turn(repeats[name])
+            repeats[name] = max(1, int(TURN / np.median(taken)))
+            if rounds:  # the first round only finds out how often to repeat
+                times[name] += taken
+        rounds += 1
+    return times, rounds - 1
+
+
+def paper(peers: list[str], seconds: float) -> int:
+    """Table 4 of the paper: B1 by the kernels, ResNet-152 by its fastest engine here, one image at a time on one core."""
+    if not peers:
+        raise ImportError("ResNet-152 needs torch, onnxruntime or openvino: pip install 'effnet_np[bench]'")
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(RESNET, peers, folder)
+        engines = {"B1": Engine("numba", "b1", 1, 1, folder)} | {peer: Engine(peer, RESNET, 1, 1, folder) for peer in peers}
+        try:
+            answers = {name: engine.ready() for name, engine in engines.items()}
+            del answers["B1"]
+            check_answers(answers, RESNET)
+            times, rounds = interleaved(engines, seconds)
+        finally:
+            for engine in engines.values():
+                engine.stop()
+    ms = {name: float(np.median(taken)) * 1e3 for name, taken in times.items()}
+    best = min(peers, key=lambda peer: ms[peer])
+    rows = [("B1, 240 x 240, effnet_np's kernels", ms["B1"])] + [(f"ResNet-152, 224 x 224, {peer}", ms[peer]) for peer in peers]
+    print("| network, one core | ms | times B1 |\n|---|---|---|")
+    for name, milliseconds in rows:
+        print(f"| {name} | {milliseconds:.1f} | {milliseconds / ms['B1']:.1f} |")
+    print(
+        f"{rounds} rounds; {ms[best] / ms['B1']:.1f} times by the best, {best}; {PAPERS_RATIO} in the paper"
+    )
+    return 0
 
 
 class Engine:
@@ -198,6 +246,8 @@ def lively_state(config, seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights with which activations keep a sane scale from layer to layer, so that speed is that of real weights."""
     from effnet_np.model import EfficientNetForImageClassification
 
+    # V2 has no gates in its first blocks: residual branches of full strength would multiply rounding errors to anything.
+    strength = {f"efficientnet.encoder.blocks.{b.index}.projection.project_bn.weight": 0.4 for b in config.blocks() if b.fused}
     random = np.random.default_rng(seed)
     state = EfficientNetForImageClassification(config, initialize=False).state_dict()
     for name, array in state.items():
@@ -209,7 +259,7 @@ def lively_state(config, seed: int = 0) -> dict[str, np.ndarray]:
             continue
         else:
             norm_weight = name.endswith("weight")
-            value = 0.1 * random.standard_normal(array.shape) + norm_weight
+            value = strength.get(name, 1.0) * (0.1 * random.standard_normal(array.shape) + norm_weight)
         state[name] = value.astype(np.float32)
     return state
 
@@ -237,24 +287,76 @@ def flops(model: str) -> int:
 def images(model: str, batch: int) -> np.ndarray:
     from effnet_np.hf_config import EfficientNetConfig
 
-    config = EfficientNetConfig.preset(model)
-    shape = (batch, config.num_channels, config.image_size, config.image_size)
+    size = 224 if model == RESNET else EfficientNetConfig.preset(model).image_size
+    shape = (batch, 3, size, size)
     return np.random.default_rng(1).standard_normal(shape, np.float32)
 
 
 def torch_model(model: str):
-    """HF's class with the same weights."""
+    """HF's class with the same weights; for a network that HF does not have, `torch_twin`; RESNET, with fresh weights."""
     import torch
-    from transformers import EfficientNetConfig, EfficientNetForImageClassification
+    from transformers import EfficientNetConfig, EfficientNetForImageClassification, ResNetConfig, ResNetForImageClassification
 
+    if model == RESNET:
+        torch.manual_seed(0)  # fresh weights: the same ones in every engine's process
+        return ResNetForImageClassification(ResNetConfig(depths=[3, 8, 36, 3], num_labels=1000)).eval()
+    from effnet_np.hf_config import BEYOND_HF
     from effnet_np.hf_config import EfficientNetConfig as OurConfig
 
     config = OurConfig.preset(model)
-    if model == "lite0":
-        raise ValueError("lite0 is not a network of transformers: bench it with --peers (none)")
+    if BEYOND_HF.keys() & config.to_dict().keys():
+        return torch_twin(config, {key: torch.from_numpy(value) for key, value in lively_state(config).items()})
     theirs = EfficientNetForImageClassification(EfficientNetConfig(**config.to_dict())).eval()
     theirs.load_state_dict({key: torch.from_numpy(value) for key, value in lively_state(config).items()})
     return theirs
+
+
+def torch_twin(config, state: dict):
+    """Any network of ours in PyTorch's functions, in eval mode: a module from pixels to logits. state: PyTorch's tensors."""
+    import torch
+    from torch.nn import functional
+
+    network = config.architecture()
+    act = {"swish": functional.silu, "relu6": functional.relu6}[config.hidden_act]
+
+    def conv(x, name, part=None, groups=1):
+        if part is None:
+            return functional.conv2d(x, state[name + ".weight"], state.get(name + ".bias"))
+        top, bottom, left, right = part.zeros(*map(int, x.shape[2:]))
+        pad = top if top == bottom == left == right else 0  # a step less, where the convolution can add the zeros
+        x = x if pad else functional.pad(x, (left, right, top, bottom))
+        return functional.conv2d(x, state[name + ".weight"], None, part.stride, pad, groups=groups)
+
+    def norm(x, name):
+        mean, variance, weight, bias = (state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        return functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, config.batch_norm_eps)
+
+    def block_output(x, block):
+        name, y = f"efficientnet.encoder.blocks.{block.index}.", x
+        if block.expand_ratio != 1:
+            y = conv(y, name + "expansion.expand_conv", block if block.fused else None)
+            y = act(norm(y, name + "expansion.expand_bn"))
+        if not block.fused:
+            y = conv(y, name + "depthwise_conv.depthwise_conv", block, block.expanded_channels)
+            y = act(norm(y, name + "depthwise_conv.depthwise_norm"))
+        if block.squeeze_channels:
+            gate = act(conv(y.mean((2, 3), keepdim=True), name + "squeeze_excite.reduce"))
+            y = y * torch.sigmoid(conv(gate, name + "squeeze_excite.expand"))
+        only = block.fused and block.expand_ratio == 1
+        y = norm(conv(y, name + "projection.project_conv", block if only else None), name + "projection.project_bn")
+        y = act(y) if only else y
+        return y + x if block.residual else y
+
+    class Twin(torch.nn.Module):
+        def forward(self, pixel_values):
+            x = conv(pixel_values, "efficientnet.embeddings.convolution", network.stem)
+            x = act(norm(x, "efficientnet.embeddings.batchnorm"))
+            for block in network.blocks:
+                x = block_output(x, block)
+            x = act(norm(conv(x, "efficientnet.encoder.top_conv"), "efficientnet.encoder.top_bn"))
+            return functional.linear(x.mean((2, 3)), state["classifier.weight"], state["classifier.bias"])
+
+    return Twin().eval()
 
 
 def prepare(model: str, peers: list[str], folder: str) -> None:
@@ -267,8 +369,9 @@ def prepare(model: str, peers: list[str], folder: str) -> None:
     import torch
 
     theirs = torch_model(model)
-    # HF's pooling window is larger than the map (ceil_mode makes it the mean); not every runtime takes that.
-    theirs.efficientnet.pooler = torch.nn.AdaptiveAvgPool2d(1)
+    if hasattr(theirs, "efficientnet"):
+        # HF's pooling window is larger than the map (ceil_mode makes it the mean); not every runtime takes that.
+        theirs.efficientnet.pooler = torch.nn.AdaptiveAvgPool2d(1)
 
     class Logits(torch.nn.Module):
         def __init__(self):
@@ -276,7 +379,8 @@ def prepare(model: str, peers: list[str], folder: str) -> None:
             self.inner = theirs
 
         def forward(self, pixel_values):
-            return self.inner(pixel_values, return_dict=False)[0]
+            output = self.inner(pixel_values)
+            return output if isinstance(output, torch.Tensor) else output.logits
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -319,7 +423,8 @@ def answerer(name: str, model: str, threads: int, batch: int, folder: str):
 
         def eager():
             with torch.inference_mode():
-                return theirs(tensor).logits.numpy()
+                output = theirs(tensor)
+                return (output if isinstance(output, torch.Tensor) else output.logits).numpy()
 
         return eager
     if name == "onnxruntime":

@@ -83,7 +83,8 @@ class Window(NamedTuple):
 
     kernel: Count
     stride: Count
-    pad: Count  # rows above and columns left of the map that the first window covers; less than 0 where it begins later
+    top: Count  # rows above the map that the first window covers; less than 0 where it begins later
+    left: Count  # and columns beside it
     height: Count
     width: Count
     out_height: Count
@@ -188,7 +189,7 @@ def pack_taps(weight: np.ndarray, channels: int) -> np.ndarray:
 
 def pack(weights, spec) -> None:
     name, channels, blocks = f"encoder.blocks.{spec.index}.", spec.expanded_channels, blocks_of(spec.expanded_channels)
-    scale_in = weights.inner if spec.index == 0 else 1.0  # the stem's output is scaled, a block's is not
+    scale_in = weights.stem_scale if spec.index == 0 else 1.0  # the stem's output is scaled, a block's is not
     if spec.expand_ratio != 1:
         folded = weights.fold(name + "expansion.expand_conv", name + "expansion.expand_bn", scale_in, weights.inner)
         pack_matrix(weights, (spec.index, "expand"), spec.in_channels, channels, folded)
@@ -205,7 +206,7 @@ def pack(weights, spec) -> None:
 
 def plan(net, spec, source: FeatureMap, target: FeatureMap, stem_layer: StemLayer | None = None) -> Depthwise:
     """source: the block's input, or, with `stem_layer`, the size of the map that the stem would have made."""
-    window = Window(spec.kernel_size, spec.stride, spec.padding[0], source.height, source.width, target.height, target.width)
+    window = window_of(spec, source, target)
     producer = EXPAND if spec.expand_ratio != 1 else CONVOLVE if stem_layer else COPY
     # Cycles for a register of input, and for one of output.
     input_cycles = 10 + {EXPAND: units_of(spec.in_channels) * UNIT, CONVOLVE: 27, COPY: 0}[producer]
@@ -238,10 +239,17 @@ def plan(net, spec, source: FeatureMap, target: FeatureMap, stem_layer: StemLaye
     )
 
 
+def window_of(spec, source: FeatureMap, target: FeatureMap) -> Window:
+    """Of a block's K x K convolution from one map to another."""
+    top, _, left, _ = spec.zeros(source.height, source.width)
+    sizes = (source.height, source.width, target.height, target.width)
+    return Window(spec.kernel_size, spec.stride, top, left, *sizes)
+
+
 def plan_ring(window: Window, vectors: int, most: int) -> tuple[int, Ring]:
     """(output rows of a chunk, at most `most`, and the ring for it)."""
-    left = max(window.pad, 0)
-    lead = left - window.pad
+    left = max(window.left, 0)
+    lead = left - window.left
     row = BYTES * max(lead + (window.out_width - 1) * window.stride + window.kernel, left + window.width)
     more = window.kernel - window.stride  # rows that a chunk shares with the next
     chunk = int((RING_BYTES / (vectors * row) - more) // window.stride)
@@ -365,7 +373,7 @@ def zero(address, vectors):
 @njit
 def zero_edges(ring, window, vectors):
     """Zeros beside the map, which no row is written over, and in the row that stands for those above and below it."""
-    left = max(window.pad, 0)
+    left = max(window.left, 0)
     right = ring.row // BYTES - left - window.width
     for v in range(vectors):
         rows = ring.address + v * ring.plane
@@ -382,7 +390,7 @@ def make_rows(step, share, ring, made, needed, ahead, scratch):
     while made < needed:
         slot = made % ring.slots
         count = min(needed - made, ring.slots - slot)
-        target = Map(ring.address + slot * ring.row + max(window.pad, 0) * BYTES, ring.row, ring.plane)
+        target = Map(ring.address + slot * ring.row + max(window.left, 0) * BYTES, ring.row, ring.plane)
         if step.producer == EXPAND:
             shape, matrix = Shape(2 * share.vectors, count, window.width), panel_at(step.expand, share.first_block)
             product(step.product, shape, map_at(source, 0, made * window.width), matrix, target, ahead, Epilogue(0, activation))
@@ -452,11 +460,11 @@ def depthwise(step, task, scratch):
     ahead = ahead_of(step.cut, step.expand, share, task + step.threads)
 
     y, end = band_of(window.out_height, step.cut, share.band)
-    made = max(0, y * window.stride - window.pad)
+    made = max(0, y * window.stride - window.top)
     while y < end:
         last = min(end, y + step.chunk)
-        first = y * window.stride - window.pad
-        needed = min(window.height, (last - 1) * window.stride - window.pad + window.kernel)
+        first = y * window.stride - window.top
+        needed = min(window.height, (last - 1) * window.stride - window.top + window.kernel)
         make_rows(step, share, ring, made, needed, ahead, ring.address + share.vectors * ring.plane)
         made = max(made, needed)
         if last == end:

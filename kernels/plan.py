@@ -3,8 +3,9 @@
 Each kind of step is a file with four parts: a record (what the kernel is told), `pack` (how its weights lie in memory), `plan`
 (the record, for one place in the network) and a kernel. This file only walks through the network and gives every map its place.
 
-A block is three steps: expansion and depthwise convolution; squeeze-excite; projection. Two places in the arena take turns as
-input and output of a block; a third holds the expanded map between a block's steps.
+A block is three steps: expansion and depthwise convolution; squeeze-excite; projection. A fused one is two, a full convolution
+and the projection, or the first alone. Two places in the arena take turns as input and output of a block; a third holds the
+expanded map between a block's steps.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from effnet_np.kernels import classifier, depthwise, head, project, squeeze_excite, stem
+from effnet_np.kernels import classifier, depthwise, fused, head, project, squeeze_excite, stem, winograd
 from effnet_np.kernels.arena import Arena, FeatureMap
 from effnet_np.kernels.pack import Weights
 from effnet_np.kernels.record import Activation, Step, layout
@@ -26,7 +27,7 @@ def pack(state: dict[str, np.ndarray], config) -> Weights:
     weights = Weights(state, config)
     stem.pack(weights)
     for spec in config.blocks():
-        for part in (depthwise, squeeze_excite, project):
+        for part in (fused, winograd, project) if spec.fused else (depthwise, squeeze_excite, project):
             part.pack(weights, spec)
     head.pack(weights)
     classifier.pack(weights)
@@ -47,6 +48,7 @@ class Plan:
     """The steps, and where the results will lie: offsets into the arena, in bytes."""
 
     steps: list[Step]
+    starts: list[int]  # the number of each block's first step, and of the head's
     image: tuple[int, int]  # height and width
     hidden: list[FeatureMap]
     last: FeatureMap | None
@@ -74,18 +76,21 @@ def plan(config, weights: Weights, height: int, width: int, keep_hidden: bool, k
     """For an image of (height, width). keep_hidden: every block's output stays; keep_last: so does the last convolution's."""
     config.check_image_size(height, width)
     net, specs = Net(config, weights), config.blocks()
-    # Only block 0 reads the stem's output. If it does not expand it first, it makes it itself, row by row.
-    fused = specs[0].expand_ratio == 1 and not keep_hidden
-    maps = place(net.arena, sizes(config, height, width), keep_hidden, fused)
+    # Only block 0 reads the stem's output. If all that it does first is to filter it, it makes it itself, row by row.
+    inside = specs[0].expand_ratio == 1 and not specs[0].fused and not keep_hidden
+    maps = place(net.arena, sizes(config, height, width), keep_hidden, inside)
     middles = [(spec.expanded_channels, m.height, m.width) for spec, m in zip(specs, maps[1:], strict=True)]
     expanded = net.arena.reserve(max(FeatureMap(0, *size).bytes for size in middles))
 
     picture = stem.stem_layer(net, height, width)
-    steps = [] if fused else [stem.plan(net, picture, maps[0])]
+    steps = [] if inside else [stem.plan(net, picture, maps[0])]
+    starts = []
     for spec, source, target, size in zip(specs, maps, maps[1:], middles, strict=False):
+        starts.append(len(steps))
         middle = FeatureMap(expanded.offset, *size)
-        layer = picture if fused and spec.index == 0 else None
+        layer = picture if inside and spec.index == 0 else None
         steps += block(net, spec, source, middle, target, layer)
+    starts.append(len(steps))
     pooled = net.arena.vector(config.head_channels)
     last = net.arena.map(config.head_channels, maps[-1].height, maps[-1].width) if keep_last else None
     steps += [head.plan(net, maps[-1], pooled, last)]
@@ -94,12 +99,26 @@ def plan(config, weights: Weights, height: int, width: int, keep_hidden: bool, k
         logits = net.arena.vector(config.num_labels)
         steps += [classifier.plan(net, pooled, logits)]
     return Plan(
-        steps, (height, width), maps if keep_hidden else [], last, pooled.offset, logits and logits.offset, net.arena.bytes
+        steps,
+        starts,
+        (height, width),
+        maps if keep_hidden else [],
+        last,
+        pooled.offset,
+        logits and logits.offset,
+        net.arena.bytes,
     )
 
 
 def block(net, spec, source: FeatureMap, middle: FeatureMap, target: FeatureMap, layer) -> list[Step]:
-    """MBConv. layer: the stem's, if this block makes the stem's output itself."""
+    """MBConv, or fused. layer: the stem's, if this block makes the stem's output itself."""
+    residual = source if spec.residual else None
+    if spec.fused:
+        whole = spec.expand_ratio == 1
+        made = target if whole else middle
+        way = winograd if winograd.pays(spec, source, made) else fused
+        convolved = way.plan(net, spec, source, made, residual if whole else None)
+        return [convolved] if whole else [convolved, project.plan(net, spec, middle, target, residual, None)]
     expanded = depthwise.plan(net, spec, source, middle, layer)
     steps, folded = [expanded], None
     if spec.squeeze_channels:
@@ -107,7 +126,7 @@ def block(net, spec, source: FeatureMap, middle: FeatureMap, target: FeatureMap,
         gates = squeeze_excite.plan(net, spec, expanded, middle, scale_source=not into_weights)
         steps += [gates]
         folded = gates.gates if into_weights else None
-    return [*steps, project.plan(net, spec, middle, target, source if spec.residual else None, folded)]
+    return [*steps, project.plan(net, spec, middle, target, residual, folded)]
 
 
 def sizes(config, height: int, width: int) -> list[tuple[int, int, int]]:
@@ -120,8 +139,8 @@ def sizes(config, height: int, width: int) -> list[tuple[int, int, int]]:
     return shapes
 
 
-def place(arena: Arena, shapes: list[tuple[int, int, int]], keep: bool, fused: bool) -> list[FeatureMap]:
+def place(arena: Arena, shapes: list[tuple[int, int, int]], keep: bool, inside: bool) -> list[FeatureMap]:
     """A place for each of these maps: one of its own, or one of two, by turns. The first needs none if it is never stored."""
     bytes_of = [FeatureMap(0, *shape).bytes for shape in shapes]
-    places = [arena.reserve(size) for size in (bytes_of if keep else [max(bytes_of[fused:])] * 2)]
+    places = [arena.reserve(size) for size in (bytes_of if keep else [max(bytes_of[inside:])] * 2)]
     return [FeatureMap(places[i % len(places)].offset, *shape) for i, shape in enumerate(shapes)]

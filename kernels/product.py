@@ -156,7 +156,9 @@ def _tiles(code, shape, count, source, panel, target, epilogue, ahead):
             with code.loop(shape.rows) as y, code.loop(count) as number:
                 moved = number * (positions * BYTES)
                 from_, to = source.address + moved + y * source.row, target.address + moved + y * target.row
-                sums = _sums(code, source.plane, panel, positions, lanes, from_, coming, ahead.end)
+                sums = start_sums(code, panel, positions, lanes)
+                here = code.variable(panel.weights)
+                add_product(code, sums, source.plane, panel.units, lanes, from_, here, coming, ahead.end)
                 for mode in code.switch(activation.code, (*FUSED, RESIDUAL)):
                     for v in range(len(lanes)):
                         half = lanes[v] < WIDTH
@@ -171,13 +173,19 @@ def _tiles(code, shape, count, source, panel, target, epilogue, ahead):
     return coming.get()
 
 
-def _sums(code, plane, panel, positions, lanes, source, coming, end):
-    """sums[position][register] = bias + the product over all input channels: the inner loop of the whole library."""
-    vectors = len(lanes)
-    biases = [code.load(panel.bias, v * BYTES, lanes[v]) for v in range(vectors)]
-    sums = [[code.variable(bias) for bias in biases] for _ in range(positions)]
-    here = code.variable(panel.weights)
-    with code.loop(panel.units) as unit:  # of UNIT input channels
+def start_sums(code, panel, positions, lanes):
+    """sums[position][register] = bias"""
+    biases = [code.load(panel.bias, v * BYTES, lanes[v]) for v in range(len(lanes))]
+    return [[code.variable(bias) for bias in biases] for _ in range(positions)]
+
+
+def add_product(code, sums, plane, units, lanes, source, here, coming, end):
+    """Adds the product over all input channels to a tile's sums: the inner loop of the whole library.
+
+    `here` is where the weights are, and then where they end.
+    """
+    positions, vectors = len(sums), len(lanes)
+    with code.loop(units) as unit:  # of UNIT input channels
         if WIDTH > UNIT:
             a = source + (unit >> 1) * plane + (unit & 1) * (4 * UNIT)
             # The next tile's inputs: the first half of their lines in the first half of a block, the rest in the second.
@@ -198,7 +206,6 @@ def _sums(code, plane, panel, positions, lanes, source, coming, end):
                     factor = x if lanes[v] == WIDTH else x.low_half()
                     sums[i][v].set(code.fma(factor, weights[v], sums[i][v].get()))
         here.set(b + UNIT * vectors * BYTES)
-    return sums
 
 
 @function(Shape, Map, Panel, Map, Ahead, Epilogue)

@@ -55,6 +55,8 @@ class Project(Step):
 
 
 def pack(weights, spec) -> None:
+    if spec.fused and spec.expand_ratio == 1:  # its full convolution is the projection
+        return
     name = f"encoder.blocks.{spec.index}.projection."
     folded = weights.fold(name + "project_conv", name + "project_bn", weights.inner, 1.0)
     pack_matrix(weights, (spec.index, "project"), spec.expanded_channels, spec.out_channels, folded)

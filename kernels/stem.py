@@ -1,8 +1,8 @@
 """The stem: a 3x3 convolution with stride 2 over the few channels of the picture.
 
-Plain meaning, with one row of zeros below the picture and one column right of it:
+Plain meaning, with zeros around the picture, `top` rows of them above it and `left` columns beside it, none or one:
 
-    out[y, x, :] = activation(sum over c, i, j of picture[c, 2y + i, 2x + j] * weight[c, i, j, :] + bias)
+    out[y, x, :] = activation(sum over c, i, j of picture[c, 2y + i - top, 2x + j - left] * weight[c, i, j, :] + bias)
 
 It is a matrix product with 27 inputs for a position (3 colours), which lie 2 numbers apart for neighbouring positions. So it is
 done as one, with a tile of 8 positions times up to 3 registers of channels (as in product.py), straight from the
@@ -24,7 +24,7 @@ from effnet_np.kernels.activations import FUSED, fused
 from effnet_np.kernels.arena import FeatureMap
 from effnet_np.kernels.kernel import function, kernel
 from effnet_np.kernels.product import Shape, map_at, pack_matrix
-from effnet_np.kernels.record import Activation, Address, Bytes, Count, Function, Map, Step
+from effnet_np.kernels.record import Activation, Address, Bytes, Count, Function, Map, Real, Step
 from effnet_np.kernels.simd import int64, load, load_scalar, njit, splat, staged, store, store_scalar, void
 from effnet_np.kernels.target import BYTES, REGISTERS, VECTORS, WIDTH
 from effnet_np.kernels.tiling import Share, band_of, ceil_div, cut, equal_tiles, in_registers, second_pass, share_of
@@ -40,6 +40,8 @@ class StemLayer(NamedTuple):
     channels: Count
     height: Count
     width: Count
+    top: Count  # rows of zeros above the picture, 0 or 1
+    left: Count  # columns of zeros beside it, 0 or 1
     row: Bytes  # of a row with its zeros, as it is copied
     weights: Address
     bias: Address
@@ -54,6 +56,7 @@ class Stem(Step):
     height: Count
     width: Count
     target: Map
+    rescale: Real  # takes the factor out that the activation leaves in (activations.py), where block 0 adds the stem's output
     activation: Activation
     stem_row: Function = "stem_row"
 
@@ -92,8 +95,9 @@ def pack(weights) -> None:
 def stem_layer(net, height: int, width: int) -> StemLayer:
     """For an image of (height, width)."""
     row = ceil_div(width + 2, 16) * 64
+    top, _, left, _ = net.config.architecture().stem.zeros(height, width)
     weights, bias = net.weights.at("stem"), net.weights.at(("stem", "bias"))
-    return StemLayer(None, net.config.num_channels, height, width, row, weights, bias)
+    return StemLayer(None, net.config.num_channels, height, width, top, left, row, weights, bias)
 
 
 def plan(net, layer: StemLayer, target: FeatureMap) -> Stem:
@@ -104,6 +108,7 @@ def plan(net, layer: StemLayer, target: FeatureMap) -> Stem:
         height=target.height,
         width=target.width,
         target=target.map,
+        rescale=net.weights.stem_scale / net.weights.inner,
         activation=net.activation,
     )
 
@@ -140,13 +145,16 @@ def _tiles(code, shape, count, rows, layer, target, activation):
 
 @njit
 def copy_rows(layer, y, target):
-    """The three rows of each colour that row `y` of the output looks at, with zeros behind them, one after another."""
+    """The three rows of each colour that row `y` of the output looks at, with zeros around them, one after another."""
     for c in range(layer.channels):
         for i in range(3):
             to = target + (c * 3 + i) * layer.row
-            copied = 0
-            if 2 * y + i < layer.height:
-                source = layer.image + (c * layer.height + 2 * y + i) * layer.width * 4
+            if layer.left:
+                store_scalar(to, ZERO)
+                to += 4
+            copied, row = 0, 2 * y + i - layer.top
+            if 0 <= row < layer.height:
+                source = layer.image + (c * layer.height + row) * layer.width * 4
                 for x in range(layer.width // WIDTH):
                     store(to + x * BYTES, load(source + x * BYTES))
                 copied = layer.width // WIDTH * WIDTH
@@ -163,7 +171,7 @@ def stem_row(layer, y, pixels, share, scratch, target, activation):
     copy_rows(layer, y, scratch)
     rows = Map(scratch, layer.row, 3 * layer.row)
     weights, bias = layer.weights + share.first_block * (layer.channels * 9 * BYTES), layer.bias + share.first_block * BYTES
-    here = StemLayer(layer.image, layer.channels, layer.height, layer.width, layer.row, weights, bias)
+    here = StemLayer(layer.image, layer.channels, layer.height, layer.width, layer.top, layer.left, layer.row, weights, bias)
     now = in_registers(activation)
     for size, count, first in equal_tiles(pixels, HEIGHT):
         if count > 0:
@@ -180,3 +188,8 @@ def stem(step, task, scratch):
     for y in range(first, last):
         target = map_at(step.target, share.first_block, y * step.width)
         stem_row(step.stem_row, step.stem_layer, y, step.width, share, scratch, target, step.activation)
+        if step.rescale != 1:
+            for v in range(share.vectors):
+                for x in range(step.width):
+                    at = target.address + v * target.plane + x * BYTES
+                    store(at, load(at) * splat(step.rescale))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from effnet_np.images.io import SUFFIXES
-from effnet_np.inference.classify import preprocess
+from effnet_np.inference.stream import preprocess
 from effnet_np.layers import BatchNorm2d, Conv2d, Linear
 from effnet_np.model import EfficientNetForImageClassification
 

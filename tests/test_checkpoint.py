@@ -314,7 +314,7 @@ def foreign_names():
         "timm or geffnet": ("conv_stem.weight", "bn1.weight", "blocks.0.0.conv_dw.weight", "blocks.0.0.se.conv_reduce.weight"),
         "torchvision": ("features.0.0.weight", "features.1.0.block.0.0.weight", "classifier.1.weight"),
         "efficientnet_pytorch .lukemelas.": ("_conv_stem.weight", "_bn0.weight", "_blocks.0._se_reduce.weight", "_fc.weight"),
-        "efficientnet-lite-pytorch, of 21 blocks": (
+        "efficientnet-lite-pytorch": (
             "_conv_stem.weight",
             *(f"_blocks.{index}._depthwise_conv.weight" for index in range(21)),
         ),
@@ -323,34 +323,50 @@ def foreign_names():
             "block1a_dwconv/block1a_dwconv/depthwise_kernel:0",
             "top_bn/top_bn/beta:0",
         ),
-        "Keras 3, by": ("layers/conv2d/vars/0", "layers/depthwise_conv2d_1/vars/0", "layers/normalization/vars/2"),
     }
 
 
 @pytest.mark.parametrize("library", foreign_names())
-def test_checkpoints_of_other_libraries_are_named(library, folder, tmp_path):
+def test_checkpoints_that_are_no_network_of_their_library(library, folder, tmp_path):
     names = foreign_names()[library]
     if library.startswith("Keras"):
         path = tmp_path / "model.weights.h5"
         with h5py.File(path, "w") as file:
             for name in names:
-                file[name] = np.zeros(3, np.int32 if name.endswith("vars/2") else np.float32)
+                file[name] = np.zeros((1, 1, 1, 1) if "kernel" in name else 3, np.float32)
         paths = [path]
     else:
         state = {f"module.{name}": np.zeros(3, np.float32) for name in names}
         save_file(state, folder / "model.safetensors")  # beside the config.json of another network
+        with pytest.raises(
+            ValueError, match=rf"is a checkpoint of {library}, and the config.json beside it is another library's"
+        ):
+            Classifier.from_pretrained(folder)
         save_file(state, tmp_path / "model.safetensors")
         torch.save({"state_dict": {key: torch.from_numpy(value) for key, value in state.items()}}, tmp_path / "model.pth")
-        paths = [folder, tmp_path / "model.safetensors", tmp_path / "model.pth"]
+        paths = [tmp_path / "model.safetensors", tmp_path / "model.pth"]
     for path in paths:
-        with pytest.raises(ValueError, match=rf"is a checkpoint of {library}.*Take the same network from the hub") as raised:
+        with pytest.raises(ValueError, match=rf"is a checkpoint of {library}.*of none of its networks") as raised:
             Classifier.from_pretrained(path)
         assert "\n" not in str(raised.value)
 
 
-def test_a_configuration_of_timm_is_not_taken_for_b7(tmp_path):
+def test_keras_files_that_do_not_name_their_layers(tmp_path):
+    with h5py.File(tmp_path / "model.weights.h5", "w") as file:
+        for name in ("layers/conv2d/vars/0", "layers/depthwise_conv2d_1/vars/0", "layers/normalization/vars/2"):
+            file[name] = np.zeros(3, np.float32)
+    with pytest.raises(ValueError, match="does not say which layer it is of: save the whole model as .keras"):
+        Classifier.from_pretrained(tmp_path / "model.weights.h5")
+
+
+def test_a_configuration_of_timm_is_read_as_timms(tmp_path):
     (tmp_path / "config.json").write_text('{"architecture": "tf_efficientnet_b0", "num_classes": 1000}')
-    with pytest.raises(ValueError, match="has a configuration of timm .architecture 'tf_efficientnet_b0'., not Hugging Face's"):
+    config = effnet_np.EfficientNetConfig.from_pretrained(tmp_path)
+    assert (config.padding, config.width_coefficient, config.num_labels) == ("same", 1.0, 1000)
+    (tmp_path / "config.json").write_text('{"architecture": "resnet50", "num_classes": 1000}')
+    with pytest.raises(
+        ValueError, match="timm or geffnet has no architecture 'resnet50' that is known here: tf_efficientnet_b0"
+    ):
         effnet_np.EfficientNetConfig.from_pretrained(tmp_path)
 
 

@@ -9,7 +9,9 @@ import pytest
 import transformers
 
 import effnet_np
-from effnet_np.architecture import PRESETS, round_filters, round_repeats
+from effnet_np.architecture import round_filters, round_repeats
+from effnet_np.hf_config import BEYOND_HF
+from effnet_np.presets import PRESETS
 
 from helpers import hf_model, tiny_config
 
@@ -29,7 +31,7 @@ PUBLISHED = {
 
 def test_every_field_and_default_is_hfs():
     theirs, ours = transformers.EfficientNetConfig(), effnet_np.EfficientNetConfig()
-    given = set(inspect.signature(effnet_np.EfficientNetConfig).parameters) - {"unknown", "fix_head_stem"}
+    given = set(inspect.signature(effnet_np.EfficientNetConfig).parameters) - {"unknown", *BEYOND_HF}
     assert given >= set(theirs.to_dict()) & set(vars(ours)) - {"num_hidden_layers"}
     for name in given | {"num_hidden_layers"}:
         expected = getattr(theirs, name)
@@ -85,7 +87,7 @@ def test_blocks_are_those_that_hf_builds():
         assert spec.squeeze_channels == block.squeeze_excite.dim_se
         assert (spec.kernel_size, spec.stride) == (depthwise.depthwise_conv.kernel_size[0], depthwise.stride)
         if spec.stride == 2:
-            assert (spec.padding * 2) == depthwise.depthwise_conv_pad.padding
+            assert spec.zeros(64, 64) == depthwise.depthwise_conv_pad.padding
         assert spec.residual == block.projection.apply_dropout
         assert spec.drop_rate == block.projection.dropout.p
 
@@ -189,8 +191,8 @@ def test_a_configuration_that_was_changed_is_checked_again():
 
 
 def test_wrong_sources(tmp_path):
-    with pytest.raises(ValueError, match=f"no preset 'b8'; choose one of {', '.join(PRESETS)}"):
-        effnet_np.EfficientNetConfig.preset("b8")
+    with pytest.raises(ValueError, match=f"no preset 'b9'; choose one of {', '.join(PRESETS)}"):
+        effnet_np.EfficientNetConfig.preset("b9")
     with pytest.raises(ValueError, match="model of type 'vit', not 'efficientnet'"):
         effnet_np.EfficientNetConfig.from_dict({"model_type": "vit"})
     with pytest.raises(TypeError, match="dictionary of fields, got list"):

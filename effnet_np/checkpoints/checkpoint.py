@@ -17,8 +17,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,13 +30,15 @@ from effnet_np.checkpoints.files import json_text, naming, open_in_folder, parse
 from effnet_np.checkpoints.h5_file import H5File
 from effnet_np.checkpoints.h5_writer import FORMAT_VERSION, tensors_sha256
 from effnet_np.checkpoints.hub import WEIGHT_FILES, read_weight_map
+from effnet_np.checkpoints.keras_file import KerasFile, open_keras
 from effnet_np.checkpoints.safetensors_file import SafetensorsFile
 from effnet_np.checkpoints.torch_file import TorchFile
-from effnet_np.weights import lite
-from effnet_np.weights.foreign import refuse_foreign
+from effnet_np.weights import timm
+from effnet_np.weights.dialect import BACKBONE, Dialect
+from effnet_np.weights.foreign import HF, TIMM, dialect_of
 
+KERAS_SIGN = r"(^|\.)(stem_conv|vars)\."  # in the names of Keras' files, whose layers are called so, or numbered
 MAX_NAME = 500  # characters of a tensor's name
-BACKBONE = "efficientnet."
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, of torch.compile, of what trains a model
 SAVE_ID = "effnet_np_save"
 PATIENCE = 1.0  # seconds in which a save that is going on has exchanged its files
@@ -73,13 +77,22 @@ class ShardedFiles:
             part.close()
 
 
+def open_h5(path: str | os.PathLike, file: BinaryIO | None = None) -> H5File | KerasFile:
+    """Ours, which has the attribute format_version, or Keras'."""
+    found = H5File(path, file=file)
+    if "format_version" not in found.attributes and any(re.search(KERAS_SIGN, name) for name in found.shapes):
+        return KerasFile(found)
+    return found
+
+
 READERS: dict[str, Any] = {
     ".safetensors": SafetensorsFile,
     ".bin": TorchFile,
     ".pth": TorchFile,
     ".pt": TorchFile,
-    ".h5": H5File,
-    ".hdf5": H5File,
+    ".h5": open_h5,
+    ".hdf5": open_h5,
+    ".keras": open_keras,
 }
 
 
@@ -88,23 +101,37 @@ def open_weights(path: Path, file: BinaryIO | None = None) -> Any:
     if path.name.endswith(".index.json"):
         return ShardedFiles(path, file)
     if path.suffix not in READERS:
-        keras = "a checkpoint of Keras, " if path.suffix == ".keras" else ""
-        raise ValueError(f"{path} is {keras}not a known kind of checkpoint; known are folders and {', '.join(READERS)}")
+        raise ValueError(f"{path} is not a known kind of checkpoint; known are folders and {', '.join(READERS)}")
     return READERS[path.suffix](path, file=file)
 
 
 # -- a checkpoint: weights, configuration, preprocessing --------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Foreign:
+    """A network that its source does not describe as Hugging Face does: what is known of it.
+
+    `hf_config.identify` finds out which it is, and refuses where that is not certain.
+    """
+
+    dialect: Dialect
+    path: Path
+    architecture: str | None  # by the library's name for it: what the caller says, or a configuration of timm
+    shapes: Mapping[str, tuple[int, ...]]  # by our names; empty where only descriptions were read
+    fields: dict[str, Any]  # of the configuration, as far as the source says them itself
+    processor: dict[str, Any] | None  # the image processor's options, as far as the source says them itself
+
+
 class Checkpoint:
     """An opened source: `config` and `image_processor` (dictionaries, or None), `shapes`, and `read(name)`, in HF's names.
 
-    Where the two are None, `preset` may name the published network that it is.
+    `foreign` is what is known of a source that is not described in Hugging Face's way; `architecture` is what the caller says.
     `unwrapped` says in words what the tensors were wrapped in, "" where they were not.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike, architecture: str | None = None):
+        self.path, self.architecture = Path(path), architecture
         self._open()
         try:
             self._describe()
@@ -161,15 +188,13 @@ class Checkpoint:
             said.append(f"its names without {prefix!r}, which all of them start with")
         self.unwrapped = ", ".join(said)
         self._names = {name.removeprefix(prefix): name for name in names}
-        refuse_foreign(self._names, self.weights_path)
         self.sha256 = ""  # only our .h5 files know theirs
-        self.preset = ""  # the network, and its preprocessing, where the file's names say which it is
+        self.dialect = dialect_of(self._names) or HF
         if isinstance(self._weights, H5File):
             self._describe_h5(self._weights.attributes)
-        elif "_conv_stem.weight" in self._names:
-            self._describe_lite0()
-        self.shapes = {name: self._weights.shapes[own] for name, own in self._names.items()}
+        self._translate()
         self.numbers = self._weights.numbers
+        self.foreign = self._foreign()
 
     def _describe_h5(self, attributes: dict[str, Any]) -> None:
         """Read the attributes of our .h5 files. Raises ValueError for a file that is not one of them."""
@@ -194,12 +219,45 @@ class Checkpoint:
         if texts["image_processor"]:
             self.image_processor = parse_json(texts["image_processor"], self.path)
 
-    def _describe_lite0(self) -> None:
-        translated = {lite.hf_name(name): own for name, own in self._names.items()}
-        if len(translated) != len(self._names):
-            raise ValueError(f"{self.weights_path} holds a tensor twice, under Lite0's name and under HF's")
-        self._names = translated
-        self.preset = "lite0"
+    def _translate(self) -> None:
+        """From the dialect's names to ours."""
+        if self.dialect is not HF:
+            translated = self.dialect.renamed(self._names)
+            if len(translated) != len(self._names):
+                library = self.dialect.library
+                raise ValueError(f"{self.weights_path} holds a tensor twice, under the name of {library} and under HF's")
+            self._names = {ours: self._names[theirs] for ours, theirs in translated.items()}
+        self.shapes = {name: self._shape(name) for name in self._names}
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        shape, axes = self._weights.shapes[self._names[name]], self.dialect.transposition(name)
+        return tuple(shape[axis] for axis in axes) if axes and len(axes) == len(shape) else shape
+
+    def _foreign(self) -> Foreign | None:
+        """What is known of a network that the source does not describe in Hugging Face's way; None where it does."""
+        described, self_said = self.config, is_timms(self.config)
+        if described is not None and not self_said and (self.dialect is HF or (self.path.is_dir() and not self.architecture)):
+            if self.dialect is not HF:
+                hint = "another library's: delete or replace it, or say architecture="
+                raise ValueError(
+                    f"{self.weights_path} is a checkpoint of {self.dialect.library}, and the config.json beside it is {hint}"
+                )
+            if self.architecture:
+                hint = "architecture= is for files that do not say what they are; leave it out"
+                raise ValueError(f"{self.path} is described by its own configuration: {hint}")
+            return None
+        if self.dialect is HF and not self.architecture:
+            return None
+        self.config = None
+        where, fields, processor = self.path, dict[str, Any](), None
+        if self_said and described is not None:
+            if self.dialect is not TIMM:
+                library = self.dialect.library
+                raise ValueError(f"{self.weights_path} is a checkpoint of {library}, but the config.json beside it is timm's")
+            return foreign_of_timm(where, described, self.architecture, self.shapes)
+        if isinstance(self._weights, KerasFile):
+            fields, processor = _said_by_keras(self._weights)
+        return Foreign(self.dialect, where, self.architecture, self.shapes, fields, processor)
 
     # -- for a model --------------------------------------------------------------------------------------------------
 
@@ -212,10 +270,11 @@ class Checkpoint:
             self._names = {BACKBONE + name: source for name, source in self._names.items()}
         if "classifier.weight" not in own:  # a backbone, or a model of no labels, has no use for the classifier
             self._names = {name: source for name, source in self._names.items() if not name.startswith("classifier.")}
-        self.shapes = {name: self._weights.shapes[source] for name, source in self._names.items()}
+        self.shapes = {name: self._shape(name) for name in self._names}
 
     def read(self, name: str) -> np.ndarray:
-        return self._weights.read(self._names[name])
+        numbers, axes = self._weights.read(self._names[name]), self.dialect.transposition(name)
+        return numbers.transpose(axes) if axes and len(axes) == numbers.ndim else numbers
 
     def describe(self, name: str) -> str:
         """A tensor under the name that it has in the file, and the file."""
@@ -300,32 +359,63 @@ def _alone_in(folder: Path) -> Iterator[None]:
 # -- the files beside the weights -------------------------------------------------------------------------------------
 
 
-def read_config(path: str | os.PathLike) -> dict[str, Any] | str:
-    """The configuration of a folder, of an .h5 or .pth file, or in a .json file; or the name of the preset that it is."""
-    return _description(Path(path), 0, "config.json")
+def read_config(path: str | os.PathLike, architecture: str | None = None) -> dict[str, Any] | Foreign:
+    """The configuration of a folder, of an .h5 or .pth file, or in a .json file; or what is known of a foreign network."""
+    return _description(Path(path), 0, "config.json", architecture)
 
 
-def read_processor_config(path: str | os.PathLike) -> dict[str, Any] | str:
-    """The image processor's configuration, found in the same places; or the name of the preset whose it is."""
-    return _description(Path(path), 1, "preprocessor_config.json")
+def read_processor_config(path: str | os.PathLike, architecture: str | None = None) -> dict[str, Any] | Foreign:
+    """The image processor's configuration, found in the same places; or what is known of the network whose it is."""
+    return _description(Path(path), 1, "preprocessor_config.json", architecture)
 
 
-def _description(path: Path, which: int, name: str) -> dict[str, Any] | str:
+def _description(path: Path, which: int, name: str, architecture: str | None) -> dict[str, Any] | Foreign:
+    found, config = None, None
     if path.suffix == ".json":
-        found: dict[str, Any] | None = read_json(path)
+        found = config = read_json(path)
     elif path.is_dir():
-        found = _descriptions(path)[which]
-    else:
-        with Checkpoint(path) as checkpoint:
+        found, config = _descriptions(path)[which], _descriptions(path)[0]
+    if found is None and config is not None and is_timms(config):
+        found = config
+    if found is None and (not path.is_dir() or any((path / file).is_file() for file in WEIGHT_FILES)):
+        with Checkpoint(path, architecture) as checkpoint:
             found = (checkpoint.config, checkpoint.image_processor)[which]
-            if found is None and checkpoint.preset:
-                return checkpoint.preset
+            if found is None and checkpoint.foreign:
+                return checkpoint.foreign
     if found is None:
         raise FileNotFoundError(f"{path} has no {name}")
     found.pop(SAVE_ID, None)
-    if which == 0 and "architecture" in found and "model_type" not in found:  # nothing of it would be read: it would be B7
-        raise ValueError(f"{path} has a configuration of timm (architecture {found['architecture']!r:.80}), not Hugging Face's")
-    return found
+    return foreign_of_timm(path, found, architecture) if is_timms(found) else found
+
+
+def is_timms(config: Mapping[str, Any] | None) -> bool:
+    """Whether a config.json is timm's, which names an architecture; in Hugging Face's, nothing of it would be read."""
+    return config is not None and "architecture" in config and "model_type" not in config
+
+
+def foreign_of_timm(
+    path: Path, config: dict[str, Any], architecture: str | None = None, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Foreign:
+    """A network that a config.json of timm describes. Raises ValueError where the caller says another name than that."""
+    with naming(path):
+        own, fields, processor = timm.described(config)
+        if architecture is not None and architecture.partition(".")[0] != own.partition(".")[0]:
+            raise ValueError(f"its config.json says architecture {own!r:.80}, and not {architecture!r:.80}")
+    return Foreign(TIMM, path, own, shapes or {}, fields, processor)
+
+
+def _said_by_keras(file: KerasFile) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What Keras' model itself says: for the configuration, its input's size; for the image processor, what its layers do."""
+    size, statistics = file.input_size(), file.preprocessing()
+    if size is None and not any(name.startswith("predictions.") for name in file.shapes):
+        size = (
+            None,
+            None,
+        )  # weights alone, without a classifier: Keras builds such a model for any size, if it is not told one
+    fields: dict[str, Any] = {} if size is None else {"input_size": size}
+    if statistics is None:
+        return fields, None
+    return fields, {"do_rescale": False, "image_mean": statistics[0], "image_std": statistics[1], "include_top": False}
 
 
 def _descriptions(path: Path) -> tuple[dict | None, dict | None]:

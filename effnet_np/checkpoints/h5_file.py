@@ -345,7 +345,8 @@ class H5File:
         self.path, self._separator = os.fspath(path), separator
         self._file: Any = open_file(path) if file is None else file
         try:
-            self._size, self._budget, self._numbers = os.fstat(self._file.fileno()).st_size, BUDGET, 0
+            self._size, self._budget, self._numbers = self._file.seek(0, os.SEEK_END), BUDGET, 0
+            self._groups: dict[str, list[tuple[int, bytes]]] = {}  # the messages of each group that is not the root
             self._blocks: dict[tuple[bytes, int], bytes] = {}  # of fractal heaps, by signature and address
             parts = list(self._messages(self._root(), ""))
             self._datasets = dict(self._group(parts, ""))
@@ -363,6 +364,13 @@ class H5File:
 
     def close(self) -> None:
         self._file.close()
+
+    def attributes_of(self, group: str) -> dict[str, Any]:
+        """Those of another group than the root, of the same kinds. Raises ValueError."""
+        try:
+            return dict(self._attribute(content) for content in self._attributes(self._groups.get(group, [])))
+        except (struct.error, IndexError) as error:
+            raise ValueError(f"an attribute of {group:.80} ends too early") from error
 
     # -- numbers ----------------------------------------------------------------------------------------------------
 
@@ -518,6 +526,7 @@ class H5File:
             seen.add(name)
             inner = list(self._messages(address, name[:80]))
             if _is_group(inner):
+                self._groups[name] = inner
                 yield from self._group(inner, name + self._separator)
             else:
                 yield name, self._dataset(name[:80], dict(inner))

@@ -44,6 +44,20 @@ def save_h5(model: Any, path: str | os.PathLike, source: str = "", revision: str
     return digest
 
 
+def save_keras_h5(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], named: Mapping[str, str]) -> None:
+    """Write arrays, {"layers/conv2d_1/vars/0": array}, and their groups' layers, {group: name}, as Keras 3 does."""
+    import h5py
+
+    buffer = io.BytesIO()  # as above
+    with h5py.File(buffer, "w", libver="earliest") as file:
+        for place, array in arrays.items():
+            file.create_dataset(place, data=array)
+        for group, name in named.items():
+            file[group].attrs["name"] = name
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
 def tensors_sha256(state: Mapping[str, np.ndarray]) -> str:
     """SHA-256 over name, dtype, shape and little-endian bytes of every tensor, in the order of the names."""
     digest = hashlib.sha256()

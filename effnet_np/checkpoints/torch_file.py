@@ -104,7 +104,7 @@ class TorchFile:
     def __init__(self, path: str | os.PathLike, file: BinaryIO | None = None):
         self.path = os.fspath(path)
         self._opened = open_file(path) if file is None else file
-        self._file = _PatientFile(self._opened.fileno(), closefd=False)
+        self._file = PatientFile(self._opened.fileno(), closefd=False)
         try:
             is_zip = self._file.read(4) == b"PK\3\4"  # PyTorch's own question
             self._storages: Storages = ZipStorages(self._file) if is_zip else LegacyStorages(self._file)
@@ -154,7 +154,7 @@ class TorchFile:
         self.numbers = sum(storage.numel for storage in used)
 
 
-class _PatientFile(io.FileIO):
+class PatientFile(io.FileIO):
     """A file that gives at most MAX_PICKLE bytes at a time: zipfile asks for a zip's list of entries at once, however long."""
 
     def read(self, size: int | None = -1) -> bytes:
@@ -179,7 +179,7 @@ class Storages(Protocol):
 class ZipStorages:
     """Since PyTorch 1.6: an entry `<folder>/data/<key>` a storage, stored and not compressed, with a checksum."""
 
-    def __init__(self, file: _PatientFile):
+    def __init__(self, file: PatientFile):
         self._zip = zipfile.ZipFile(file)
         names = self._zip.namelist()
         for name in names:
@@ -225,7 +225,7 @@ class ZipStorages:
 class LegacyStorages:
     """Before: magic number, protocol, facts on the machine, state dict, storage keys; then an int64 count and numbers a key."""
 
-    def __init__(self, file: _PatientFile):
+    def __init__(self, file: PatientFile):
         self._file = file
         file.seek(0)
         stream = io.BytesIO(file.read(MAX_PICKLE))

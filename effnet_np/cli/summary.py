@@ -16,9 +16,9 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from effnet_np.architecture import PRESETS
     from effnet_np.hf_config import EfficientNetConfig
     from effnet_np.inspection.summary import summary
+    from effnet_np.presets import PRESETS
 
     name = options.model
     config = EfficientNetConfig.preset(name) if name in PRESETS else EfficientNetConfig.from_pretrained(name)

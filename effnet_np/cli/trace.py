@@ -74,8 +74,8 @@ def run(options: argparse.Namespace) -> int:
 def _traced_model(options: argparse.Namespace) -> Any:
     """The model that is named, or one of its architecture with random weights."""
     from effnet_np import EfficientNetConfig, EfficientNetForImageClassification, EfficientNetImageProcessor
-    from effnet_np.architecture import PRESETS
     from effnet_np.inference.classify import get_model
+    from effnet_np.presets import PRESETS
     from effnet_np.tracing.trace import enliven
 
     name = options.model
@@ -94,7 +94,7 @@ def _traced_input(options: argparse.Namespace, model: Any) -> Any:
     """(N, C, H, W): from a picture, from a file of numbers, or random."""
     import numpy as np
 
-    from effnet_np.inference.classify import preprocess
+    from effnet_np.inference.stream import preprocess
     from effnet_np.tracing.trace_files import load_npy
 
     if options.image is not None:

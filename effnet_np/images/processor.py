@@ -19,16 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from effnet_np.architecture import PRESETS
 from effnet_np.checkpoints import hub
 from effnet_np.checkpoints.checkpoint import read_processor_config
 from effnet_np.checkpoints.files import naming, write_json
+from effnet_np.hf_config import EfficientNetConfig
+from effnet_np.identify import identify
+from effnet_np.presets import PRESETS
 from effnet_np.torch_words import wanted_dtype
+from effnet_np.weights import hf, keras, lite
 
 FIRST, LAST = "channels_first", "channels_last"
 RESAMPLE_NAMES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers 0 to 5
 IMAGENET_STANDARD_MEAN = IMAGENET_STANDARD_STD = (0.5, 0.5, 0.5)  # the class's defaults, by HF's names for them
-CHECKPOINT_MEAN, CHECKPOINT_STD = (0.485, 0.456, 0.406), (0.47853944, 0.4732864, 0.47434163)  # in b0's to b7's files
+CHECKPOINT_MEAN, CHECKPOINT_STD = hf.MEAN, hf.STD  # in b0's to b7's files
 
 MAX_NETWORK_PIXELS = 1 << 22  # 2048 x 2048; B7 takes 600 x 600
 
@@ -40,6 +43,8 @@ FRAMEWORKS = {
 }
 
 _warned_of_scaled_pixels = False
+_tables: dict[str, np.ndarray] = {}  # of the last processors that ran
+MOST_TABLES = 64
 
 
 class BatchFeature(dict):
@@ -69,8 +74,9 @@ class EfficientNetImageProcessor:
     box, hamming); do_center_crop, crop_size; do_rescale, rescale_factor, rescale_offset (subtract 1 afterwards);
     do_normalize, image_mean, image_std (a number, or one a channel); include_top (divide by image_std once more).
 
-    Beyond HF: `crop_fraction` cuts a centred square of that share of the shorter side out *before* the resize, as the
-    Lite networks were trained. Unknown options are kept as attributes. Raises ValueError for options that cannot work.
+    Beyond HF's class: `size` {"shortest_edge"} keeps a picture's shape, as timm and torchvision do; the place of a centre crop
+    is then rounded as theirs. `crop_fraction` cuts a centred square of that share of the shorter side out *before* the resize,
+    as the Lite networks were trained. Unknown options are kept as attributes. Raises ValueError for options that cannot work.
     """
 
     def __init__(
@@ -91,7 +97,7 @@ class EfficientNetImageProcessor:
         **unknown: Any,
     ):
         self.do_resize = do_resize
-        self.size = size_dict(346 if size is None else size, "size")
+        self.size = size_dict(346 if size is None else size, "size", or_shortest=True)
         self.resample = _filter(resample)
         self.do_center_crop = do_center_crop
         self.crop_size = size_dict(289 if crop_size is None else crop_size, "crop_size")
@@ -119,15 +125,15 @@ class EfficientNetImageProcessor:
 
     @classmethod
     def preset(cls, name: str) -> EfficientNetImageProcessor:
-        """The preprocessing that the weights of "b0" to "b7" and "lite0" were trained with."""
+        """The preprocessing that the published weights of a preset were trained with: "b0" to "b7", "lite0", "v2-s", ..."""
         if name not in PRESETS:
             raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
         size = PRESETS[name].image_size
-        if name == "lite0":  # (x - 127) / 128, bicubic, from the centre: TensorFlow's efficientnet/lite preprocessing
-            mean, std = [127.0] * 3, [128.0] * 3
-            steps: dict[str, Any] = {"do_rescale": False, "include_top": False, "resample": 3, "crop_fraction": 224 / 256}
-            return cls(size=size, image_mean=mean, image_std=std, **steps)
-        return cls(size=size, image_mean=CHECKPOINT_MEAN, image_std=CHECKPOINT_STD)
+        if name.startswith("lite"):
+            return cls(**lite.preprocessing(size))
+        if name.startswith("v2"):
+            return cls(**keras.preprocessing(size, *(keras.IMAGENET if name.startswith("v2-b") else keras.HALF)))
+        return cls(**hf.preprocessing(size))
 
     # -- the steps ------------------------------------------------------------------------------------------------
 
@@ -165,8 +171,7 @@ class EfficientNetImageProcessor:
         for image in arrays:
             if image.ndim != 3:
                 raise ValueError(f"an image needs 3 dimensions, got an array of shape {image.shape}")
-            numbers = self._pixels_to_numbers(self._cut_and_resize(_to_layout(image, LAST, layout)))
-            done.append(_to_layout(numbers, data_format, LAST))
+            done.append(self._pixels_to_numbers(self._cut_and_resize(_to_layout(image, LAST, layout)), data_format))
         return BatchFeature(pixel_values=to_tensors(done, return_tensors))
 
     def _cut_and_resize(self, image: np.ndarray) -> np.ndarray:
@@ -175,21 +180,45 @@ class EfficientNetImageProcessor:
             side = max(1, int(self.crop_fraction * min(image.shape[:2])))
             image = crop(image, side, side)
         if self.do_resize:
-            image = resize(image, self.size["height"], self.size["width"], self.resample)
+            image = resize(image, *self.resized(*image.shape[:2]), self.resample)
         if self.do_center_crop:
-            image = crop(image, self.crop_size["height"], self.crop_size["width"])
+            image = crop(image, self.crop_size["height"], self.crop_size["width"], nearest="shortest_edge" in self.size)
         if image.shape[0] * image.shape[1] > MAX_NETWORK_PIXELS:  # a stranger's file must not let every photograph through
             size, hint = f"{image.shape[0]} x {image.shape[1]}", "set do_resize=True, or resize the image before"
             raise ValueError(f"without do_resize this image has {size} pixels, more than {MAX_NETWORK_PIXELS} in all: {hint}")
         return image
 
-    def _pixels_to_numbers(self, image: np.ndarray) -> np.ndarray:
-        """(h, w, C) -> (h, w, C): the steps that change each number by itself."""
-        if image.dtype == np.uint8:  # which has 256 values, so a table of them a channel says it all
-            channels = np.arange(image.shape[-1])
-            table = self._arithmetic(np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], len(channels), axis=2))
-            return table[image, 0, channels]
-        return self._arithmetic(image)
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that the resize makes of a picture of that size, in pixels."""
+        if "shortest_edge" not in self.size:
+            return self.size["height"], self.size["width"]
+        shorter = self.size["shortest_edge"]
+        longer = int(shorter * max(height, width) / min(height, width))  # as torchvision, and HF for this word
+        if shorter * longer > MAX_NETWORK_PIXELS:
+            size = f"{height} x {width}"
+            raise ValueError(f"with a shorter side of {shorter} pixels this image of {size} has more than {MAX_NETWORK_PIXELS}")
+        return (shorter, longer) if height <= width else (longer, shorter)
+
+    def _pixels_to_numbers(self, image: np.ndarray, data_format: str = LAST) -> np.ndarray:
+        """(h, w, C) -> (h, w, C) or (C, h, w): the steps that change each number by itself."""
+        if image.dtype != np.uint8:
+            return _to_layout(self._arithmetic(image), data_format, LAST)
+        table = self._table(image.shape[-1])
+        numbers = np.empty((len(table), *image.shape[:2]), table.dtype)
+        for plane, entries, pixels in zip(numbers, table, image.transpose(2, 0, 1), strict=True):
+            np.take(entries, pixels, out=plane, mode="clip")  # the default mode would check each pixel, and copy the plane
+        return numbers if data_format == FIRST else np.ascontiguousarray(numbers.transpose(1, 2, 0))
+
+    def _table(self, channels: int) -> np.ndarray:
+        """(channels, 256): what becomes of each number that a uint8 may hold."""
+        asked = (self.do_rescale, self.rescale_factor, self.rescale_offset, self.do_normalize, self.include_top)
+        key = repr((asked, self.image_mean, self.image_std, channels))  # `repr` tells 1 from 1.0, whose products differ
+        if key not in _tables:
+            every = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], channels, axis=2)
+            if len(_tables) >= MOST_TABLES:
+                _tables.clear()
+            _tables[key] = np.ascontiguousarray(self._arithmetic(every)[:, 0].T)
+        return _tables[key]
 
     def _arithmetic(self, image: np.ndarray) -> np.ndarray:
         if self.do_rescale:
@@ -211,7 +240,8 @@ class EfficientNetImageProcessor:
     def center_crop(self, image, size, data_format: str | None = None, input_data_format: str | None = None):
         """The middle of the image, `size` large; see `crop` for an image that is smaller than that."""
         layout = infer_layout(image) if input_data_format is None else _layout(input_data_format)
-        cropped = crop(_to_layout(image, LAST, layout), **size_dict(size, "crop_size"))
+        wanted = size_dict(size, "crop_size")
+        cropped = crop(_to_layout(image, LAST, layout), wanted["height"], wanted["width"])
         return _to_layout(cropped, layout if data_format is None else _layout(data_format), LAST)
 
     def rescale(self, image, scale: float, offset: bool = True):
@@ -246,9 +276,10 @@ class EfficientNetImageProcessor:
         """Read preprocessor_config.json from a folder, a file, a preset's short name or a hub id; options override fields."""
         hub_options, overrides = hub.split_options(options)
         path = hub.resolve(source, **hub_options)
-        fields = read_processor_config(path)
+        found = read_processor_config(path, overrides.pop("architecture", None))
+        fields = found if isinstance(found, dict) else identify(found, EfficientNetConfig.preset)[1]
         with naming(path):
-            return cls.from_dict(cls.preset(fields).to_dict() if isinstance(fields, str) else fields, **overrides)
+            return cls.from_dict(fields, **overrides)
 
     def save_pretrained(self, folder: str | os.PathLike) -> str:
         """Write `folder`/preprocessor_config.json as HF does, and give its path."""
@@ -278,12 +309,14 @@ OPTIONS = frozenset(inspect.signature(EfficientNetImageProcessor).parameters) - 
 # -- the steps: (H, W, C) -> (H, W, C) ----------------------------------------------------------------------------------
 
 
-def crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def crop(image: np.ndarray, height: int, width: int, nearest: bool = False) -> np.ndarray:
     """The middle of an image; where the image is smaller than that, zeros on both sides of it.
 
-    HF puts as many zeros before as after, so where an odd number is wanting, the result is one pixel short.
+    HF puts as many zeros before as after, so where an odd number is wanting, the result is one pixel short. Where the image is
+    larger by an odd number of pixels, HF starts at the lower half, and with `nearest` at the even one, as torchvision.
     """
-    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    rest = image.shape[0] - height, image.shape[1] - width
+    top, left = (round(side / 2) if nearest else side // 2 for side in rest)
     image = image[max(top, 0) :, max(left, 0) :][:height, :width]
     before = [(wanted - have) // 2 for wanted, have in zip((height, width), image.shape, strict=False)]
     return np.pad(image, [(before[0],) * 2, (before[1],) * 2, (0, 0)]) if any(before) else image
@@ -369,8 +402,10 @@ def infer_layout(image: np.ndarray) -> str:
     raise ValueError(f"neither end of the shape {image.shape} is 1 or 3; {hint}")
 
 
-def size_dict(size: Any, name: str) -> dict[str, int]:
-    """224, (224, 224) or {"height": 224, "width": 224} -> the last."""
+def size_dict(size: Any, name: str, or_shortest: bool = False) -> dict[str, int]:
+    """224, (224, 224) or {"height": 224, "width": 224} -> the last; {"shortest_edge": 224}, where it may be that, is itself."""
+    if or_shortest and isinstance(size, dict) and set(size) == {"shortest_edge"}:
+        return {"shortest_edge": size_dict(size["shortest_edge"], name)["height"]}
     if isinstance(size, (int, np.integer)) and not isinstance(size, bool):
         size = (size, size)
     if isinstance(size, (tuple, list)) and len(size) == 2:

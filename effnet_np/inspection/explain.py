@@ -20,7 +20,8 @@ import numpy as np
 
 from effnet_np.checkpoints.files import replacing
 from effnet_np.images.io import MAX_PIXELS
-from effnet_np.inference.classify import DEFAULT_MODEL, check_count, find_class, get_model, load_pixels, preprocess, ranked
+from effnet_np.inference.classify import DEFAULT_MODEL, check_count, find_class, get_model
+from effnet_np.inference.stream import load_pixels, preprocess, ranked
 from effnet_np.model import EfficientNetForImageClassification
 from effnet_np.pretrained import check_pixel_values
 from effnet_np.printable import printable
@@ -186,8 +187,8 @@ def seen_region(processor: Any, height: int, width: int) -> tuple[float, float, 
         side = max(1, int(processor.crop_fraction * min(height, width)))
         top, left, seen_height, seen_width = float((height - side) // 2), float((width - side) // 2), float(side), float(side)
     if processor.do_center_crop:  # after the resize, so its pixels are not the picture's
-        resized = processor.size if processor.do_resize else {"height": seen_height, "width": seen_width}
-        shares = [min(1.0, processor.crop_size[side] / resized[side]) for side in ("height", "width")]
+        resized = processor.resized(seen_height, seen_width) if processor.do_resize else (seen_height, seen_width)
+        shares = [min(1.0, processor.crop_size[key] / side) for key, side in zip(("height", "width"), resized, strict=True)]
         top, left = top + seen_height * (1 - shares[0]) / 2, left + seen_width * (1 - shares[1]) / 2
         seen_height, seen_width = seen_height * shares[0], seen_width * shares[1]
     return top, left, seen_height, seen_width

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from effnet_np.architecture import PRESETS
 from effnet_np.hf_config import EfficientNetConfig
-from effnet_np.layer_specs import layer_specs
+from effnet_np.layer_specs import LayerSpec, layer_specs
+from effnet_np.presets import PRESETS
 from effnet_np.printable import printable
 from effnet_np.tracing.trace import activation_name
 
@@ -34,7 +34,7 @@ class Row:
     parameters: int
     mult_adds: int
     stride: int = 0  # these are 0, () or "" where a layer has none
-    padding: tuple[int, int] | tuple[()] = ()  # pixels of zeros: (top and left, bottom and right)
+    padding: tuple[int, ...] = ()  # pixels of zeros: (top and left, bottom and right), or (top, bottom, left, right)
     groups: int = 0
     eps: float = 0.0
     activation: str = ""  # of the layer's output
@@ -109,10 +109,10 @@ def _rows(config: EfficientNetConfig, height: int, width: int, backbone: bool) -
         shape, counts = (layer.out_channels, layer.height, layer.width), (layer.parameters, layer.mult_adds)
         if layer.kind == "conv":
             kind = f"Conv2d {layer.kernel_size}x{layer.kernel_size}" + (" depthwise" if layer.groups > 1 else "")
-            row = Row(layer.name, kind, shape, *counts, activation=_activation(layer.name, config))
+            row = Row(layer.name, kind, shape, *counts, activation=_activation(layer, config))
             rows.append(replace(row, stride=layer.stride, padding=layer.padding, groups=layer.groups))
         elif layer.kind == "norm":
-            activation = _activation(layer.name, config)
+            activation = _activation(layer, config)
             rows.append(Row(layer.name, "BatchNorm2d", shape, *counts, eps=config.batch_norm_eps, activation=activation))
         else:
             last = Row(layer.name, "Linear", shape[:1], *counts)
@@ -122,13 +122,11 @@ def _rows(config: EfficientNetConfig, height: int, width: int, backbone: bool) -
     return rows if last is None else [*rows, last]
 
 
-def _activation(name: str, config: EfficientNetConfig) -> str:
+def _activation(layer: LayerSpec, config: EfficientNetConfig) -> str:
     """What is applied to a layer's output at once: nothing to a convolution that is normalised, and to a projection."""
-    layer = name.rpartition(".")[2]
-    if layer == "expand":  # of squeeze-excite: the gate
+    if layer.name.endswith("squeeze_excite.expand"):  # the gate
         return "sigmoid"
-    activated = layer in ("batchnorm", "expand_bn", "depthwise_norm", "reduce", "top_bn")
-    return activation_name(config.hidden_act) if activated else ""
+    return activation_name(config.hidden_act) if layer.activated else ""
 
 
 def _preset_of(config: EfficientNetConfig, input_shape: tuple[int, ...]) -> str | None:

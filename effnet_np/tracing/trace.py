@@ -102,7 +102,7 @@ class Trace(Mapping[str, np.ndarray]):
             if self._keep_inputs:
                 self.inputs[name] = tuple(array for array in map(convert, inputs) if isinstance(array, np.ndarray))
             if isinstance(module, Module):
-                self.settings[name] = describe(name, module)
+                self.settings[name] = describe(name, module, inputs)
 
     def keep_weights(self, state: Mapping[str, np.ndarray]) -> None:
         """Of a state dict, those tensors whose layers are wanted."""
@@ -276,17 +276,17 @@ class Layer:
     kind: "conv" (a cross-correlation; `groups` is 1 or, for a depthwise one, the number of channels; then the bias, if there is
     one), "batch_norm" ((x - running_mean) / sqrt(running_var + eps) * weight + bias), "linear", "pad" (zeros), "activation",
     "mean_pool" and "max_pool" (over each plane), "dropout" (nothing, in inference); "scale_channels": input .0 times the output
-    of `act_expand` in it; "add": the output of `project_bn` in it plus input .0; "module": nothing of its own, it ends with
-    its last layer. A projection has two inputs, what the block was given (.0) and what the layer before it gave (.1);
-    all other layers have one (.0). What a kind has no use for is 0, or "-".
+    of `act_expand` in it; "add": the output of `project_bn` in it (of `project_act`, where it has one) plus input .0;
+    "module": nothing of its own, it ends with its last layer. A projection has two inputs, what the block was given (.0) and
+    what the layer before it gave (.1); all other layers have one (.0). What a kind has no use for is 0, or "-".
     """
 
     name: str
     kind: str
     kernel: int = 0
     stride: int = 0
-    pad_before: int = 0  # rows at the top and columns at the left, of zeros
-    pad_after: int = 0  # rows at the bottom and columns at the right
+    pad_before: int | str = 0  # rows at the top and columns at the left, of zeros; "1,0" where they differ
+    pad_after: int | str = 0  # rows at the bottom and columns at the right
     groups: int = 0
     eps: float = 0.0
     activation: str = "-"
@@ -295,13 +295,14 @@ class Layer:
         return " ".join(map(str, astuple(self)))
 
 
-def describe(name: str, module: Module) -> Layer:
-    """The settings of a module of ours."""
-    if isinstance(module, Conv2d):
-        padding = module.padding
-        return Layer(name, "conv", module.weight.shape[2], module.stride, padding[0], padding[1], module.groups)
-    if isinstance(module, ZeroPad2d):
-        return Layer(name, "pad", pad_before=module.padding[0], pad_after=module.padding[1])
+def describe(name: str, module: Module, inputs: tuple) -> Layer:
+    """The settings of a module of ours, which was given these inputs."""
+    if isinstance(module, (Conv2d, ZeroPad2d)):
+        top, bottom, left, right = module.padding or module.window.zeros(*inputs[0].shape[2:])
+        before, after = (top, bottom) if (top, bottom) == (left, right) else (f"{top},{left}", f"{bottom},{right}")
+        if isinstance(module, ZeroPad2d):
+            return Layer(name, "pad", pad_before=before, pad_after=after)
+        return Layer(name, "conv", module.weight.shape[2], module.stride, before, after, module.groups)
     if isinstance(module, BatchNorm2d):
         return Layer(name, "batch_norm", eps=float(module.eps))
     if isinstance(module, Activation):

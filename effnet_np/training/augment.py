@@ -64,7 +64,7 @@ def input_size(processor: Any) -> tuple[int, int]:
     """(height, width) of what a processor makes of every picture. Raises ValueError where it leaves them as they come."""
     if processor.do_center_crop:
         return processor.crop_size["height"], processor.crop_size["width"]
-    if not processor.do_resize:
+    if not processor.do_resize or "shortest_edge" in processor.size:
         raise ValueError("this model's image processor does not resize, so its pictures do not fit into one batch")
     return processor.size["height"], processor.size["width"]
 

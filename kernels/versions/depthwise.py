@@ -240,7 +240,7 @@ def library_step(case):
     """The step's row in the table."""
     size, kernel = case.size, case.kernel
     x, panels, bias, taps, _, out = (At("arena", address) for address in case.addresses)
-    window = depthwise.Window(kernel, 1, case.pad, size, size, size, size)
+    window = depthwise.Window(kernel, 1, case.pad, case.pad, size, size, size, size)
     chunk, ring = depthwise.plan_ring(window, VECTORS, size)
     plane = size * size * BYTES
     step = depthwise.Depthwise(
