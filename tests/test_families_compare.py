@@ -77,7 +77,7 @@ def test_a_part_of_the_layers(made):
             "torchvision",
             {"padding": "hf"},
             "embeddings.convolution",
-            "symmetric is how timm's efficientnet_* and torchvision pad",
+            "symmetric is how timm's .* and torchvision pad",
         ),
         ("timm", {"padding": "symmetric"}, "embeddings.convolution", "one-sided is TensorFlow's SAME for an even size"),
         (

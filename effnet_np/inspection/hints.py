@@ -267,8 +267,8 @@ def _convolution(case: Case) -> Iterator[Mistake]:
             if pair != right:
                 shifted = "padding shifted by one" if abs(pair[0] - right[0]) == 1 else "padding"
                 pads = f"ours pads the input by {pair} (top and left, bottom and right), the reference by {right}"
-                sentence = f"{shifted}: {pads}; a negative number cuts away{_whose_padding(kernel, pair, right) if stride == 2 else ''}"
-                yield Mistake(sentence, partial(run, weight, pair), "padding")
+                whose = _whose_padding(kernel, pair, right) if stride == 2 else ""
+                yield Mistake(f"{shifted}: {pads}; a negative number cuts away{whose}", partial(run, weight, pair), "padding")
     block = case.name.removesuffix(".projection.project_conv")
     if block != case.name:  # whose input the gate has scaled
         bare, gated = f"{block}.depthwise_conv", f"{block}.squeeze_excite"
