@@ -21,6 +21,7 @@ from effnet_np.model import EfficientNetForImageClassification, EfficientNetMode
 from effnet_np.version import __version__
 
 if TYPE_CHECKING:
+    from effnet_np.inference.evaluate import evaluate
     from effnet_np.inspection.compare import compare
     from effnet_np.inspection.explain import class_activation_map, explain
     from effnet_np.inspection.summary import summary
@@ -36,6 +37,7 @@ _LATER = {
     "class_activation_map": "inspection.explain",
     "compare": "inspection.compare",
     "compare_with_torch": "inspection.with_torch",
+    "evaluate": "inference.evaluate",
     "explain": "inspection.explain",
     "finetune": "training.finetune",
     "summary": "inspection.summary",
@@ -54,13 +56,18 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def compile(model, threads=None):
+def compile(model, threads=None, training=False):
     """The same model, run by kernels compiled for this CPU: same call, same outputs; `threads` is by default all cores.
 
+    training=True: a copy that learns, with `backward(...)` as `effnet_np.backward` has it (training/compiled.py).
     The first call on a machine compiles the kernels, which takes some seconds (`effnet-np warmup` does it ahead, with a
     progress bar). Raises ImportError where Numba is missing: pip install 'effnet_np[numba]'.
     """
     try:
+        if training:
+            from effnet_np.training.compiled import CompiledForTraining
+
+            return CompiledForTraining(model, threads)
         from effnet_np.kernels.compiled import CompiledEfficientNet
     except ImportError as error:
         raise ImportError(f"effnet_np.compile needs Numba ({error}): pip install 'effnet_np[numba]'") from error
@@ -80,6 +87,7 @@ __all__ = [
     "compare",
     "compare_with_torch",
     "compile",
+    "evaluate",
     "explain",
     "finetune",
     "models",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import math
 
-from effnet_np.kernels.tiling import group_edges
+from effnet_np.kernels.record import Cut
+from effnet_np.kernels.tiling import group_edges, group_start
 
 
 def makespan(tasks: list[float], threads: int) -> float:
@@ -17,6 +18,11 @@ def makespan(tasks: list[float], threads: int) -> float:
     return max(free)
 
 
+def cost_of(tasks: list[float]) -> float:
+    """Of a cut, for one, two, four and eight threads."""
+    return sum(weight * threads * makespan(tasks, threads) for threads, weight in ((1, 1.0), (2, 1.0), (4, 0.5), (8, 0.25)))
+
+
 def best_bands(most: int, tasks_for) -> int:
     """How many bands to cut into: more give every thread its share, but each costs something. `tasks_for(bands)`: costs.
 
@@ -25,8 +31,7 @@ def best_bands(most: int, tasks_for) -> int:
     """
     best, best_cost = 1, math.inf
     for bands in sorted({b for b in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16) if b <= most} | {most}):
-        tasks = tasks_for(bands)
-        cost = sum(weight * threads * makespan(tasks, threads) for threads, weight in ((1, 1.0), (2, 1.0), (4, 0.5), (8, 0.25)))
+        cost = cost_of(tasks_for(bands))
         if cost < best_cost * 0.999:
             best, best_cost = bands, cost
     return best
@@ -69,6 +74,25 @@ def fused_bands(blocks: int, copy_cycles: int, output_cycles: int, window) -> in
         return tasks
 
     return best_bands(min(window.out_height, 16), tasks_for)
+
+
+@functools.lru_cache(maxsize=4096)
+def tiled_cut(sizes: tuple[int, ...], rows: int, row_cycles: int, block_cycles: int) -> Cut:
+    """For rows of tiles and groups of output blocks of those sizes, each of which a task may have several.
+
+    `row_cycles`: for a row of tiles, in each task anew; `block_cycles`: for a row of tiles and a block of output channels.
+    """
+    best, best_cost = Cut(1, len(sizes), 1, 1), math.inf
+    for parts in range(1, len(sizes) + 1):
+        edges = [group_start(part, parts, len(sizes)) for part in range(parts + 1)]
+        blocks = [sum(sizes[first:last]) for first, last in zip(edges, edges[1:], strict=False)]
+        for bands in range(1, min(rows, 16) + 1):
+            spans = [(band + 1) * rows // bands - band * rows // bands for band in range(bands)]
+            tasks = [span * (row_cycles + count * block_cycles) + 2000 for count in blocks for span in spans]
+            cost = cost_of(tasks)
+            if cost < best_cost * 0.999:
+                best, best_cost = Cut(parts, len(sizes), bands, 1), cost
+    return best
 
 
 @functools.lru_cache(maxsize=4096)

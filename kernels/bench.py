@@ -39,6 +39,8 @@ PAUSE = 0.15  # seconds between two turns
 TURN = 0.15  # seconds that an engine runs in its turn, at least one answer
 TOLERANCE = 1e-3  # of the largest logit: other runtimes add up in another order
 GEMM_SIZE = 1536
+RESNET = "resnet152"  # what the paper's Table 4 measures B1 against, and how much longer it took there
+PAPERS_RATIO = 5.7
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,12 +59,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot", metavar="FILE.png", help="also draw a roofline of the steps of the first model (needs matplotlib)"
     )
+    parser.add_argument(
+        "--paper",
+        action="store_true",
+        help="measure B1 against ResNet-152 on one core, as the paper's Table 4, and nothing else",
+    )
     parser.add_argument("--no-numpy", action="store_true", help="leave out the NumPy reference, which is slow on large models")
 
 
 def run(options: argparse.Namespace) -> int:
     """The command. Prints a table; gives its exit status. Raises ImportError for what is missing, before it measures."""
     check_installed(options.peers, bool(options.plot))
+    if options.paper:
+        return paper(options.peers, options.seconds)
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for model in options.model:
@@ -117,23 +126,8 @@ def measure(model: str, threads: int, batch: int, peers: list[str], with_numpy: 
     try:
         answers = {name: engine.ready() for name, engine in engines.items() if name != "gemm"}
         engines["gemm"].ready()
-        expected = np.load(answers["numba"])
-        for name, file in answers.items():
-            error = np.abs(np.load(file) - expected).max() / np.abs(expected).max()
-            if not error <= TOLERANCE:
-                raise ValueError(f"{name} and numba disagree on {model} by {error:.1e} of the largest logit: nothing was timed")
-        times: dict[str, list[float]] = {name: [] for name in names}
-        repeats = dict.fromkeys(names, 1)
-        began = time.perf_counter()
-        rounds = 0
-        while rounds < 3 or time.perf_counter() - began < seconds:
-            for name, engine in engines.items():
-                time.sleep(PAUSE)
-                taken = engine.turn(repeats[name])
-                repeats[name] = max(1, int(TURN / np.median(taken)))
-                if rounds:  # the first round only finds out how often to repeat
-                    times[name] += taken
-            rounds += 1
+        check_answers(answers, model)
+        times, rounds = interleaved(engines, seconds)
     finally:
         for engine in engines.values():
             engine.stop()
@@ -146,12 +140,63 @@ def measure(model: str, threads: int, batch: int, peers: list[str], with_numpy: 
         "threads": threads,
         "batch": batch,
         "milliseconds": milliseconds,
-        "rounds": rounds - 1,
+        "rounds": rounds,
         "of_best_peer": milliseconds["numba"] / best_peer if best_peer else None,
         "gemm_gflops": gemm,
         "gflops": speed,
         "of_gemm": speed / gemm,
     }
+
+
+def check_answers(answers: dict[str, str], model: str) -> None:
+    """Raise ValueError where engines (the files of their logits, by name) disagree."""
+    (first, file), *others = answers.items()
+    expected = np.load(file)
+    for name, file in others:
+        error = np.abs(np.load(file) - expected).max() / np.abs(expected).max()
+        if not error <= TOLERANCE:
+            raise ValueError(f"{name} and {first} disagree on {model} by {error:.1e} of the largest logit: nothing was timed")
+
+
+def interleaved(engines: dict[str, Engine], seconds: float) -> tuple[dict[str, list[float]], int]:
+    """(seconds of each answer, by engine; rounds that were measured)"""
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    repeats = dict.fromkeys(engines, 1)
+    began, rounds = time.perf_counter(), 0
+    while rounds < 3 or time.perf_counter() - began < seconds:
+        for name, engine in engines.items():
+            time.sleep(PAUSE)
+            taken = engine.turn(repeats[name])
+            repeats[name] = max(1, int(TURN / np.median(taken)))
+            if rounds:  # the first round only finds out how often to repeat
+                times[name] += taken
+        rounds += 1
+    return times, rounds - 1
+
+
+def paper(peers: list[str], seconds: float) -> int:
+    """Table 4 of the paper: B1 by the kernels, ResNet-152 by its fastest engine here, one image at a time on one core."""
+    if not peers:
+        raise ImportError("ResNet-152 needs torch, onnxruntime or openvino: pip install 'effnet_np[bench]'")
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(RESNET, peers, folder)
+        engines = {"B1": Engine("numba", "b1", 1, 1, folder)} | {peer: Engine(peer, RESNET, 1, 1, folder) for peer in peers}
+        try:
+            answers = {name: engine.ready() for name, engine in engines.items()}
+            del answers["B1"]
+            check_answers(answers, RESNET)
+            times, rounds = interleaved(engines, seconds)
+        finally:
+            for engine in engines.values():
+                engine.stop()
+    ms = {name: float(np.median(taken)) * 1e3 for name, taken in times.items()}
+    best = min(peers, key=lambda peer: ms[peer])
+    rows = [("B1, 240 x 240, effnet_np's kernels", ms["B1"])] + [(f"ResNet-152, 224 x 224, {peer}", ms[peer]) for peer in peers]
+    print("| network, one core | ms | times B1 |\n|---|---|---|")
+    for name, milliseconds in rows:
+        print(f"| {name} | {milliseconds:.1f} | {milliseconds / ms['B1']:.1f} |")
+    print(f"{rounds} rounds; {ms[best] / ms['B1']:.1f} times by the best, {best}; {PAPERS_RATIO} in the paper")
+    return 0
 
 
 class Engine:
@@ -199,6 +244,8 @@ def lively_state(config, seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights with which activations keep a sane scale from layer to layer, so that speed is that of real weights."""
     from effnet_np.model import EfficientNetForImageClassification
 
+    # V2 has no gates in its first blocks: residual branches of full strength would multiply rounding errors to anything.
+    strength = {f"efficientnet.encoder.blocks.{b.index}.projection.project_bn.weight": 0.4 for b in config.blocks() if b.fused}
     random = np.random.default_rng(seed)
     state = EfficientNetForImageClassification(config, initialize=False).state_dict()
     for name, array in state.items():
@@ -210,7 +257,7 @@ def lively_state(config, seed: int = 0) -> dict[str, np.ndarray]:
             continue
         else:
             norm_weight = name.endswith("weight")
-            value = 0.1 * random.standard_normal(array.shape) + norm_weight
+            value = strength.get(name, 1.0) * (0.1 * random.standard_normal(array.shape) + norm_weight)
         state[name] = value.astype(np.float32)
     return state
 
@@ -238,16 +285,19 @@ def flops(model: str) -> int:
 def images(model: str, batch: int) -> np.ndarray:
     from effnet_np.hf_config import EfficientNetConfig
 
-    config = EfficientNetConfig.preset(model)
-    shape = (batch, config.num_channels, config.image_size, config.image_size)
+    size = 224 if model == RESNET else EfficientNetConfig.preset(model).image_size
+    shape = (batch, 3, size, size)
     return np.random.default_rng(1).standard_normal(shape, np.float32)
 
 
 def torch_model(model: str):
-    """HF's class with the same weights; for a network that HF does not have, `torch_twin`."""
+    """HF's class with the same weights; for a network that HF does not have, `torch_twin`; RESNET, with fresh weights."""
     import torch
-    from transformers import EfficientNetConfig, EfficientNetForImageClassification
+    from transformers import EfficientNetConfig, EfficientNetForImageClassification, ResNetConfig, ResNetForImageClassification
 
+    if model == RESNET:
+        torch.manual_seed(0)  # fresh weights: the same ones in every engine's process
+        return ResNetForImageClassification(ResNetConfig(depths=[3, 8, 36, 3], num_labels=1000)).eval()
     from effnet_np.hf_config import BEYOND_HF
     from effnet_np.hf_config import EfficientNetConfig as OurConfig
 

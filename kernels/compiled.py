@@ -23,13 +23,16 @@ import numpy as np
 
 from effnet_np.kernels import library, table
 from effnet_np.kernels.arena import ALIGN, FeatureMap
+from effnet_np.kernels.cores import default_threads
+from effnet_np.kernels.overflow import largest_pixel
 from effnet_np.kernels.plan import pack, plan
 from effnet_np.kernels.pool import Pool
-from effnet_np.kernels.target import WIDTH, default_threads
+from effnet_np.kernels.target import CPU_NAME, WIDTH
 from effnet_np.layer_specs import layer_specs
 from effnet_np.model import EfficientNetForImageClassification
 from effnet_np.outputs import BaseModelOutput, ImageClassifierOutput
 from effnet_np.pretrained import PreTrainedModel, check_pixel_values, classification_loss
+from effnet_np.version import __version__
 
 MOST_PLANS = 8  # image sizes whose plans are kept
 _models: weakref.WeakSet = weakref.WeakSet()
@@ -96,6 +99,15 @@ def _nchw(view: np.ndarray, out: np.ndarray) -> None:
         out[whole * WIDTH :] = view[whole, : len(out) - whole * WIDTH]
 
 
+def _blocks(maps: np.ndarray, view: np.ndarray) -> None:
+    """The way back: (C, H, W) into (blocks, WIDTH, H, W), zeros where a block has more channels."""
+    whole = len(maps) // WIDTH
+    view[:whole] = maps[: whole * WIDTH].reshape(whole, WIDTH, *maps.shape[1:])
+    if whole < len(view):
+        view[whole] = 0
+        view[whole, : len(maps) - whole * WIDTH] = maps[whole * WIDTH :]
+
+
 class CompiledEfficientNet:
     """A model's forward, run by the kernels. Same call and same outputs as the model that it was made from."""
 
@@ -103,7 +115,7 @@ class CompiledEfficientNet:
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise ValueError(f"threads must be a whole number of at least 1, or None for all cores, got {threads!r}")
         self.config, self.image_processor = model.config, model.image_processor
-        self.threads = threads or default_threads()
+        self._asked, self.threads = threads, threads or default_threads()
         self.classifies = isinstance(model, EfficientNetForImageClassification)
         self._reference = None
         reason = _why_not(model)
@@ -118,11 +130,70 @@ class CompiledEfficientNet:
             warnings.warn("some weights are NaN or infinite: the NumPy model answers instead of the kernels", stacklevel=3)
             self._reference = model
             return
+        self._largest_pixel = min(largest_pixel(model.state_dict(), self._network), float(np.finfo(np.float32).max))
+        if self._largest_pixel <= 0:
+            reason = "the weights are so large that the network can overflow unseen"
+            warnings.warn(f"{reason}: the NumPy model answers instead of the kernels", stacklevel=3)
+            self._reference = model
+            return
+        self._lanes: dict[int, list[CompiledEfficientNet]] = {}
+        self._reset()
+
+    def _reset(self) -> None:
+        """What no two may share: plans, memory, threads, a lock."""
         self._plans: OrderedDict[tuple, _Bound] = OrderedDict()
         self._arena = self._scratch = np.zeros(0, np.float32)
-        self._pool = Pool(self.threads, 3 * len(model.config.blocks()) + 4)
+        self._pool = Pool(self.threads, 3 * len(self._network.blocks()) + 4)
         self._lock = threading.Lock()
         _models.add(self)
+
+    # -- pickle and copy ------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Configuration and packed weights travel; machine code is loaded, and memory taken, where they arrive.
+
+        So `copy.copy` gives a model that shares the weights, which nobody writes, and may run beside this one.
+        """
+        kept = ("config", "image_processor", "classifies", "_asked", "_reference", "_network", "_weights", "_largest_pixel")
+        state = {name: value for name, value in self.__dict__.items() if name in kept}
+        return state | {"packed_for": _packed_for()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where the kernels here read weights in another layout than they were packed in."""
+        packed_for = state.pop("packed_for")
+        self.__dict__.update(state)
+        self.threads = self._asked or default_threads()  # all cores means those of the machine where it is now
+        if self._reference is None:
+            if packed_for != _packed_for():
+                raise ValueError(
+                    f"this compiled model was packed for effnet_np {packed_for[0]}, registers of {packed_for[1]} numbers, and "
+                    f"here is effnet_np {__version__}, {WIDTH} numbers (or the kernels' code differs): send the model that it "
+                    "was compiled from, and compile that here"
+                )
+            self._functions, self._lanes = library.addresses(), {}
+            self._reset()
+
+    # -- several at a time ----------------------------------------------------------------------------------------
+
+    def lanes(self, count: int) -> list[CompiledEfficientNet]:
+        """`count` models that may run at the same time, with this one's weights, each with its share of the threads, or one.
+
+        For many images that is faster than all threads on each. They are kept. Where NumPy answers: this model itself, alone.
+        """
+        if self._reference is not None:
+            return [self]
+        with self._lock:
+            if count not in self._lanes:
+                self._lanes[count] = [self._twin(max(1, self.threads // count)) for _ in range(count)]
+            return self._lanes[count]
+
+    def _twin(self, threads: int) -> CompiledEfficientNet:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._asked = twin.threads = threads
+        twin._lanes = {}
+        twin._reset()
+        return twin
 
     # -- what people call on a model ------------------------------------------------------------------------------
 
@@ -157,7 +228,8 @@ class CompiledEfficientNet:
         if self._reference is not None:
             return f"CompiledEfficientNet({kind}, {text}; the NumPy model answers)"
         memory = (self._weights.data.nbytes + self._arena.nbytes + self._scratch.nbytes) / 1e6
-        return f"CompiledEfficientNet({kind}, {text}, {self.threads} threads, {memory:.0f} MB)"
+        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        return f"CompiledEfficientNet({kind}, {text}, {threads}, {memory:.0f} MB, for {CPU_NAME} in registers of {WIDTH})"
 
     # -- running --------------------------------------------------------------------------------------------------
 
@@ -190,8 +262,11 @@ class CompiledEfficientNet:
         if not (type(images) is np.ndarray and images.dtype == np.float32 and images.ndim == 4 and images.flags.c_contiguous):
             images = np.ascontiguousarray(check_pixel_values(self._network, images, np.float32))
         count, channels, height, width = images.shape
-        if channels != self._network.num_channels or not images.size or not np.isfinite(images).all():
+        if channels != self._network.num_channels or not images.size:
             check_pixel_values(self._network, images, np.float32)  # which says what is wrong
+        if not (images.max() <= self._largest_pixel and images.min() >= -self._largest_pixel):
+            check_pixel_values(self._network, images, np.float32)
+            raise ValueError(f"pixel_values beyond {self._largest_pixel:.3g} overflow float32 inside of this network")
         with self._lock:
             bound = self._bound(height, width, hidden)
             logits = np.empty((count, bound.logits.size), np.float32)
@@ -207,8 +282,8 @@ class CompiledEfficientNet:
                     _nchw(view, out[image])
                 if features is not None:
                     _nchw(bound.last, features[image])
-        if maps and self._weights.inner != 1:
-            maps[0] *= np.float32(1 / self._weights.inner)
+        if maps and self._weights.stem_scale != 1:
+            maps[0] *= np.float32(1 / self._weights.stem_scale)
         states = tuple(maps) if hidden else None
         if self.classifies:
             loss = None if labels is None else classification_loss(config, logits, np.asarray(labels))
@@ -216,6 +291,27 @@ class CompiledEfficientNet:
         else:
             output = BaseModelOutput(features, logits, states)
         return output if (config.use_return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def resume(self, block: int, hidden_states: np.ndarray, height: int, width: int) -> np.ndarray:
+        """The network from a block on: hidden_states (1, C, H, W), what that block is given -> logits (1, num_labels).
+
+        height, width: of the image that the network was given. After the last block comes the head: `len(config.blocks())`.
+        The result is what a whole run gives, to rounding. Raises ValueError for another shape, NotImplementedError where the
+        kernels do not answer.
+        """
+        if self._reference is not None or not self.classifies:
+            raise NotImplementedError("the kernels do not answer for this model, or it has no classifier")
+        with self._lock:
+            bound = self._bound(height, width, True)
+            place, view = bound.plan.hidden[block], bound.hidden[block]
+            wanted = (1, place.channels, place.height, place.width)
+            if hidden_states.shape != wanted or not np.isfinite(hidden_states).all():
+                raise ValueError(f"block {block} takes finite numbers of shape {wanted}, got {hidden_states.shape}")
+            scale = np.float32(self._weights.inner if block == 0 else 1)
+            _blocks(hidden_states[0] * scale if scale != 1 else hidden_states[0], view)
+            first = bound.plan.starts[block]
+            self._pool(bound.address, first, bound.steps, _aligned(self._scratch), bound.plan.scratch_bytes)
+            return bound.logits[None].copy()
 
     def profile(self, pixel_values, rounds: int = 30) -> list[tuple[str, float, int, int]]:
         """(kind, milliseconds, FLOP, bytes of its tensors) of each step for the first image, medians over the rounds."""
@@ -238,10 +334,17 @@ class CompiledEfficientNet:
         return [(step.label, ms, step.flops, 4 * step.floats) for step, ms in zip(steps, milliseconds.tolist(), strict=True)]
 
 
+def _packed_for() -> tuple:
+    """What the layout of packed weights depends on: this package's version, the CPU's registers, and the kernels' code."""
+    return __version__, WIDTH, library.sources_digest()
+
+
 def _why_not(model) -> str | None:
     """The reason why the kernels cannot run this model here, if there is one."""
     if callable(model.config.hidden_act):
         return "hidden_act is a Python function, which the kernels cannot call"
+    if model.config.hidden_act not in table.CODES:
+        return f"hidden_act {model.config.hidden_act!r} has no machine code (kernels/table.py, kernels/activations.py)"
     if not library.kernels_cached() and os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         return "NUMBA_DISABLE_JIT is set, and no machine code of the kernels is kept from before"
     return None

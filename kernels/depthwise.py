@@ -189,7 +189,7 @@ def pack_taps(weight: np.ndarray, channels: int) -> np.ndarray:
 
 def pack(weights, spec) -> None:
     name, channels, blocks = f"encoder.blocks.{spec.index}.", spec.expanded_channels, blocks_of(spec.expanded_channels)
-    scale_in = weights.inner if spec.index == 0 else 1.0  # the stem's output is scaled, a block's is not
+    scale_in = weights.stem_scale if spec.index == 0 else 1.0  # the stem's output is scaled, a block's is not
     if spec.expand_ratio != 1:
         folded = weights.fold(name + "expansion.expand_conv", name + "expansion.expand_bn", scale_in, weights.inner)
         pack_matrix(weights, (spec.index, "expand"), spec.in_channels, channels, folded)

@@ -128,19 +128,25 @@ def lists_bytes(chunk, window):
     return ceil_div(8 * window.kernel, 64) * 64 + list_bytes(chunk, window)
 
 
-def pack(weights, spec) -> None:
+def folded_taps(weights, spec):
+    """(outputs, inputs with those that fill a unit, a function that gives weight (O, K, K, inputs) and bias)."""
     name, whole = f"encoder.blocks.{spec.index}.", spec.expand_ratio == 1
     layer = name + ("projection.project_" if whole else "expansion.expand_")
-    scale_in = weights.inner if spec.index == 0 else 1.0  # the stem's output is scaled, a block's is not
+    scale_in = weights.stem_scale if spec.index == 0 else 1.0  # the stem's output is scaled, a block's is not
     folded = weights.fold(layer + "conv", layer + "bn", scale_in, weights.inner)
     outputs, rows = spec.out_channels if whole else spec.expanded_channels, units_of(spec.in_channels) * UNIT
 
     def taps():
-        weight, bias = folded()  # (O, C, K, K) -> (O, K, K, rows)
+        weight, bias = folded()  # (O, C, K, K)
         padded = np.zeros((outputs, spec.kernel_size, spec.kernel_size, rows))
         padded[..., : spec.in_channels] = weight.transpose(0, 2, 3, 1)
         return padded, bias
 
+    return outputs, rows, taps
+
+
+def pack(weights, spec) -> None:
+    outputs, rows, taps = folded_taps(weights, spec)
     pack_matrix(weights, (spec.index, "fused"), spec.kernel_size**2 * rows, outputs, taps)
 
 

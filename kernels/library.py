@@ -25,9 +25,10 @@ from effnet_np.checkpoints.files import replacing
 from effnet_np.kernels.target import CPU_FEATURES, CPU_NAME, TRIPLE
 
 PREFIX = "effnet_np_"
+FORWARD, TRAINING = "", "training"  # the parts that are compiled and kept apart: folders of kernels/
 _lock = threading.Lock()
-_loaded: dict[str, int] | None = None
-_engine = None  # owns the memory of the code
+_loaded: dict[str, dict[str, int]] = {}  # by part
+_engines: list = []  # own the memory of the code
 _busy = False  # some thread is inside of LLVM
 _forked_while_busy = False  # so LLVM's own locks are held here by a thread that does not exist
 
@@ -63,30 +64,36 @@ def _home() -> Path:
         raise FileNotFoundError("there is no home folder: set EFFNET_NP_KERNEL_CACHE to a folder of your own") from error
 
 
-def _sources() -> Iterator[Path]:
-    return iter(sorted(Path(__file__).parent.glob("*.py")))
+def _sources(part: str) -> Iterator[Path]:
+    folder = Path(__file__).parent
+    return iter([*sorted(folder.glob("*.py")), *(sorted((folder / part).glob("*.py")) if part else [])])
 
 
-def cache_file() -> Path:
+def cache_file(part: str = FORWARD) -> Path:
     """The file of this CPU, this version of the kernels and of the compiler."""
     try:
         numba = metadata.version("numba")
     except metadata.PackageNotFoundError:
         numba = "none"
     digest = hashlib.sha256(f"{numba} {llvmlite.__version__} {TRIPLE} {CPU_NAME} {CPU_FEATURES}".encode())
-    for source in _sources():
+    for source in _sources(part):
         digest.update(source.read_bytes())
     return cache_folder() / f"{digest.hexdigest()[:32]}.o"
 
 
-def kernels_cached() -> bool:
+def sources_digest() -> str:
+    """Of the kernels' code: what decides, beside the CPU, how weights are packed."""
+    return hashlib.sha256(b"".join(source.read_bytes() for source in _sources(FORWARD))).hexdigest()[:32]
+
+
+def kernels_cached(part: str = FORWARD) -> bool:
     """Whether the machine code for this CPU and version is there, so that `compile` need not make it. Takes milliseconds."""
-    return _loaded is not None or (not _forked_while_busy and _intact(_kept_bytes()))
+    return part in _loaded or (not _forked_while_busy and _intact(_kept_bytes(part)))
 
 
-def _kept_bytes() -> bytes:
+def _kept_bytes(part: str = FORWARD) -> bytes:
     try:
-        file = cache_file()
+        file = cache_file(part)
         return file.read_bytes() if file.is_file() else b""  # a pipe would be read for ever
     except OSError:
         return b""
@@ -101,16 +108,26 @@ def _machine():
     )
 
 
-def _compile(progress: Callable[[int, int, str], None] | None) -> tuple[bytes, list[str]]:
-    """The object file with all kernels, and their names. `progress(done, total, name)` is told of each and of the end."""
-    from numba import cfunc
-
+def _registered(part: str) -> list:
+    """The native functions of a part."""
     from effnet_np.kernels import native, plan, program  # noqa: F401  (they register)
+
+    if part == TRAINING:
+        from effnet_np.kernels.training import network  # noqa: F401
+
+    inside = f"{__package__}.{TRAINING}."
+    return [kernel for kernel in native.REGISTRY if kernel.function.__module__.startswith(inside) == (part == TRAINING)]
+
+
+def _compile(part: str, progress: Callable[[int, int, str], None] | None) -> tuple[bytes, list[str]]:
+    """The object file with a part's kernels, and their names. `progress(done, total, name)` is told of each and of the end."""
+    from numba import cfunc
 
     machine = _machine()
     whole = llvm.parse_assembly(f'target triple = "{TRIPLE}"\n')
-    total = len(native.REGISTRY)
-    for number, kernel in enumerate(native.REGISTRY):
+    registered = _registered(part)
+    total = len(registered)
+    for number, kernel in enumerate(registered):
         if progress:
             progress(number, total, kernel.name)
         compiled = cfunc(kernel.signature(), error_model="numpy")(kernel.function)
@@ -126,7 +143,7 @@ def _compile(progress: Callable[[int, int, str], None] | None) -> tuple[bytes, l
         whole.link_in(module)
     if progress:
         progress(total, total, "")
-    return machine.emit_object(whole), [kernel.name for kernel in native.REGISTRY]
+    return machine.emit_object(whole), [kernel.name for kernel in registered]
 
 
 def _entry(kernel, module, inner: str):
@@ -155,12 +172,11 @@ def _remove_unused(module, machine) -> None:
 
 def _load(code: bytes) -> dict[str, int]:
     """Addresses by name of the functions in that object file."""
-    global _engine
     machine = _machine()
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(f'target triple = "{TRIPLE}"\n'), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    _engine = engine
+    _engines.append(engine)
     return {name: engine.get_function_address(PREFIX + name) for name in _names(code)}
 
 
@@ -169,15 +185,15 @@ def _names(code: bytes) -> list[str]:
     return code[code.rindex(b"\n") + 1 :].decode().split(",")
 
 
-def addresses(progress: Callable[[int, int, str], None] | None = None) -> dict[str, int]:
-    """The address of each kernel by name: from memory, from disk, or compiled now.
+def addresses(progress: Callable[[int, int, str], None] | None = None, part: str = FORWARD) -> dict[str, int]:
+    """The address of each kernel of a part by name: from memory, from disk, or compiled now.
 
     Warns before it compiles, unless `progress` is told of it, and of a cache that cannot be written. Raises RuntimeError in a
     child process that was forked while another thread of its parent compiled: LLVM cannot be used there.
     """
-    global _loaded, _busy
+    global _busy
     with _lock:
-        if _loaded is None:
+        if part not in _loaded:
             if _forked_while_busy:
                 raise RuntimeError(
                     "this process was forked while its parent compiled the kernels, and cannot compile or load them: let "
@@ -185,23 +201,23 @@ def addresses(progress: Callable[[int, int, str], None] | None = None) -> dict[s
                 )
             _busy = True
             try:
-                _loaded = _load(_sealed(progress)[32:])
+                _loaded[part] = _load(_sealed(part, progress)[32:])
             finally:
                 _busy = False
-        return _loaded
+        return _loaded[part]
 
 
-def _sealed(progress: Callable[[int, int, str], None] | None) -> bytes:
+def _sealed(part: str, progress: Callable[[int, int, str], None] | None) -> bytes:
     """The machine code with its digest: what is kept on disk, or made now and kept."""
-    sealed = _kept_bytes()
+    sealed = _kept_bytes(part)
     if not _intact(sealed):
         if progress is None:
             text = (
                 "Numba compiles the kernels for this CPU, once, which takes some 20 seconds; `effnet-np warmup` does it ahead"
             )
             warnings.warn(text, stacklevel=5)
-        sealed = _seal(*_compile(progress))
-        _keep(sealed)
+        sealed = _seal(*_compile(part, progress))
+        _keep(sealed, part)
     return sealed
 
 
@@ -215,9 +231,9 @@ def _intact(sealed: bytes) -> bool:
     return len(sealed) > 32 and sealed[:32] == hashlib.sha256(sealed[32:]).digest()
 
 
-def _keep(sealed: bytes) -> None:
+def _keep(sealed: bytes, part: str = FORWARD) -> None:
     try:
-        file = cache_file()
+        file = cache_file(part)
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
             temporary.write_bytes(sealed)

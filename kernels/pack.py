@@ -21,6 +21,8 @@ class Weights:
     def __init__(self, state: dict[str, np.ndarray], config):
         self.config = config
         self.inner = INNER if CODES[config.hidden_act] == SWISH else 1.0  # what activations inside are multiplied by
+        # And what the stem's output is: where block 0 adds it to its own, which is not multiplied, nor is it.
+        self.stem_scale = 1.0 if config.blocks()[0].residual else self.inner
         self.state = {key.removeprefix("efficientnet."): value for key, value in state.items()}
         self.offset: dict = {}
         self._size = 0
@@ -53,12 +55,26 @@ class Weights:
         return At("weights", self.offset[name])
 
     def finish(self) -> Weights:
-        self._memory = np.zeros((self._size + ALIGN) // 4, np.float32)
-        start = -self._memory.ctypes.data % ALIGN // 4
-        self.data = self._memory[start : start + self._size // 4]
-        self.address = self.data.ctypes.data
+        self._reserve()
         for name, make in self._made:
             for key, array in zip((name, (name, "bias")), make(), strict=True):
                 self.data[self.offset[key] // 4 :][: array.size] = array.reshape(-1)
         del self._made, self.state
         return self
+
+    def _reserve(self) -> None:
+        """Memory for all of it, zeros, from an address that the kernels can read at best speed."""
+        self._memory = np.zeros((self._size + ALIGN) // 4, np.float32)
+        start = -self._memory.ctypes.data % ALIGN // 4
+        self.data = self._memory[start : start + self._size // 4]
+        self.address = self.data.ctypes.data
+
+    def __getstate__(self) -> dict:
+        """The numbers without their address, which is another one wherever they are unpickled or copied to."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_memory", "address")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        data = self.data
+        self._reserve()
+        self.data[:] = data

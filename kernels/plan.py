@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from effnet_np.kernels import classifier, depthwise, fused, head, project, squeeze_excite, stem
+from effnet_np.kernels import classifier, depthwise, fused, head, project, squeeze_excite, stem, winograd
 from effnet_np.kernels.arena import Arena, FeatureMap
 from effnet_np.kernels.pack import Weights
 from effnet_np.kernels.record import Activation, Step, layout
@@ -27,7 +27,7 @@ def pack(state: dict[str, np.ndarray], config) -> Weights:
     weights = Weights(state, config)
     stem.pack(weights)
     for spec in config.blocks():
-        for part in (fused, project) if spec.fused else (depthwise, squeeze_excite, project):
+        for part in (fused, winograd, project) if spec.fused else (depthwise, squeeze_excite, project):
             part.pack(weights, spec)
     head.pack(weights)
     classifier.pack(weights)
@@ -48,6 +48,7 @@ class Plan:
     """The steps, and where the results will lie: offsets into the arena, in bytes."""
 
     steps: list[Step]
+    starts: list[int]  # the number of each block's first step, and of the head's
     image: tuple[int, int]  # height and width
     hidden: list[FeatureMap]
     last: FeatureMap | None
@@ -83,10 +84,13 @@ def plan(config, weights: Weights, height: int, width: int, keep_hidden: bool, k
 
     picture = stem.stem_layer(net, height, width)
     steps = [] if inside else [stem.plan(net, picture, maps[0])]
+    starts = []
     for spec, source, target, size in zip(specs, maps, maps[1:], middles, strict=False):
+        starts.append(len(steps))
         middle = FeatureMap(expanded.offset, *size)
         layer = picture if inside and spec.index == 0 else None
         steps += block(net, spec, source, middle, target, layer)
+    starts.append(len(steps))
     pooled = net.arena.vector(config.head_channels)
     last = net.arena.map(config.head_channels, maps[-1].height, maps[-1].width) if keep_last else None
     steps += [head.plan(net, maps[-1], pooled, last)]
@@ -95,17 +99,26 @@ def plan(config, weights: Weights, height: int, width: int, keep_hidden: bool, k
         logits = net.arena.vector(config.num_labels)
         steps += [classifier.plan(net, pooled, logits)]
     return Plan(
-        steps, (height, width), maps if keep_hidden else [], last, pooled.offset, logits and logits.offset, net.arena.bytes
+        steps,
+        starts,
+        (height, width),
+        maps if keep_hidden else [],
+        last,
+        pooled.offset,
+        logits and logits.offset,
+        net.arena.bytes,
     )
 
 
 def block(net, spec, source: FeatureMap, middle: FeatureMap, target: FeatureMap, layer) -> list[Step]:
     """MBConv, or fused. layer: the stem's, if this block makes the stem's output itself."""
     residual = source if spec.residual else None
-    if spec.fused and spec.expand_ratio == 1:
-        return [fused.plan(net, spec, source, target, residual)]
     if spec.fused:
-        return [fused.plan(net, spec, source, middle, None), project.plan(net, spec, middle, target, residual, None)]
+        whole = spec.expand_ratio == 1
+        made = target if whole else middle
+        way = winograd if winograd.pays(spec, source, made) else fused
+        convolved = way.plan(net, spec, source, made, residual if whole else None)
+        return [convolved] if whole else [convolved, project.plan(net, spec, middle, target, residual, None)]
     expanded = depthwise.plan(net, spec, source, middle, layer)
     steps, folded = [expanded], None
     if spec.squeeze_channels:

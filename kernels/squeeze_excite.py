@@ -9,6 +9,8 @@ Few multiplications, but it stands between two large steps and needs all of the 
 first product is done by the tasks of the depthwise convolution, each for its own channels; here their results are added
 up, in the order of the tasks and not in that of the threads, and every task of this step makes the gates of some channels.
 
+A sigmoid makes 0 or 1 of infinity, and a ReLU 0, so that nobody would see that a sum has overflowed: `unseen` adds NaN there.
+
 The gates are then used in one of two ways, whichever touches fewer numbers: multiplied into the projection's weights
 (project.py), or into the activations, here.
 """
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from effnet_np.kernels.activations import apply, gate
+from effnet_np.kernels.activations import apply, gate, unseen
 from effnet_np.kernels.arena import FeatureMap
 from effnet_np.kernels.depthwise import Depthwise
 from effnet_np.kernels.kernel import kernel
@@ -119,7 +121,7 @@ def add_partials(step, squeezed):
         for p in range(step.partials):
             total = total + load(step.partial + (p * step.squeeze_blocks + q) * BYTES)
         x = total * splat(step.scale) + load(step.bias + q * BYTES)
-        store(squeezed + q * BYTES, apply(activation.code, activation.low, activation.high, x))
+        store(squeezed + q * BYTES, apply(activation.code, activation.low, activation.high, x) + unseen(x))
 
 
 @kernel(Gates)
@@ -134,7 +136,8 @@ def gates(step, task, scratch):
         shape, ahead = Shape(2 * vectors, 1, 1), Ahead(matrix.weights, matrix.weights)
         product(step.product, shape, vector(scratch, 0), matrix, vector(step.gates, block), ahead, Epilogue(0, IDENTITY))
         for b in range(block, block + vectors):
-            g = gate(load(step.gates + b * BYTES))
+            x = load(step.gates + b * BYTES)
+            g = gate(x) + unseen(x)
             store(step.gates + b * BYTES, g)
             if step.scaled.address != 0:
                 at = step.scaled.address + b * step.scaled.plane

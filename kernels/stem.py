@@ -24,7 +24,7 @@ from effnet_np.kernels.activations import FUSED, fused
 from effnet_np.kernels.arena import FeatureMap
 from effnet_np.kernels.kernel import function, kernel
 from effnet_np.kernels.product import Shape, map_at, pack_matrix
-from effnet_np.kernels.record import Activation, Address, Bytes, Count, Function, Map, Step
+from effnet_np.kernels.record import Activation, Address, Bytes, Count, Function, Map, Real, Step
 from effnet_np.kernels.simd import int64, load, load_scalar, njit, splat, staged, store, store_scalar, void
 from effnet_np.kernels.target import BYTES, REGISTERS, VECTORS, WIDTH
 from effnet_np.kernels.tiling import Share, band_of, ceil_div, cut, equal_tiles, in_registers, second_pass, share_of
@@ -56,6 +56,7 @@ class Stem(Step):
     height: Count
     width: Count
     target: Map
+    rescale: Real  # takes the factor out that the activation leaves in (activations.py), where block 0 adds the stem's output
     activation: Activation
     stem_row: Function = "stem_row"
 
@@ -107,6 +108,7 @@ def plan(net, layer: StemLayer, target: FeatureMap) -> Stem:
         height=target.height,
         width=target.width,
         target=target.map,
+        rescale=net.weights.stem_scale / net.weights.inner,
         activation=net.activation,
     )
 
@@ -186,3 +188,8 @@ def stem(step, task, scratch):
     for y in range(first, last):
         target = map_at(step.target, share.first_block, y * step.width)
         stem_row(step.stem_row, step.stem_layer, y, step.width, share, scratch, target, step.activation)
+        if step.rescale != 1:
+            for v in range(share.vectors):
+                for x in range(step.width):
+                    at = target.address + v * target.plane + x * BYTES
+                    store(at, load(at) * splat(step.rescale))

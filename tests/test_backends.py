@@ -56,7 +56,7 @@ def test_backend_is_chosen_by_what_is_there(tmp_path, monkeypatch):
     assert isinstance(backend.choose(model, "auto")[0], CompiledEfficientNet)
     with pytest.raises(ValueError, match="backend must be"):
         backend.choose(model, "cuda")
-    monkeypatch.setattr(library, "_loaded", None)
+    monkeypatch.setattr(library, "_loaded", {})
     monkeypatch.setenv("EFFNET_NP_KERNEL_CACHE", str(tmp_path))  # nothing is compiled there
     chosen, hint = backend.choose(model, "auto")
     assert chosen is model
@@ -110,7 +110,7 @@ def test_bench_compares_and_reports(tmp_path):
 
 
 def test_default_threads_count_the_quota_and_the_variable(tmp_path, monkeypatch):
-    from effnet_np.kernels.target import default_threads
+    from effnet_np.kernels.cores import default_threads
 
     monkeypatch.delenv("EFFNET_NP_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
@@ -153,7 +153,7 @@ def test_a_pipe_as_cache_file_is_no_machine_code_and_a_failed_write_leaves_nothi
     from effnet_np.kernels import library
 
     monkeypatch.setenv("EFFNET_NP_KERNEL_CACHE", str(tmp_path))
-    monkeypatch.setattr(library, "_loaded", None)
+    monkeypatch.setattr(library, "_loaded", {})
     os.mkfifo(library.cache_file())
     assert not library.kernels_cached()
     library.cache_file().unlink()

@@ -485,3 +485,13 @@ def test_a_folder_that_is_gone_is_named_and_no_temporary(tmp_path, monkeypatch):
         h5_writer.save_h5(small(), "model.h5")
     assert ".tmp" not in str(error.value)
     assert "model.h5" in str(error.value)
+
+
+def test_names_as_long_as_a_file_system_takes_them(tmp_path):
+    """255 bytes, also where the temporary's name would end in half of a character."""
+    for name in ("x" * 252 + ".h5", "ä" * 126 + ".h5"):
+        h5_writer.save_h5(small(), tmp_path / name)
+        assert Classifier.from_pretrained(tmp_path / name).num_labels == 5
+    small().save_pretrained(tmp_path / ("m" * 255))
+    effnet_np.Trace.of({"a": np.ones(3)}).save(tmp_path / ("t" * 255), format="bin")
+    assert len(list(tmp_path.iterdir())) == 4

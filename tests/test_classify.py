@@ -297,7 +297,7 @@ def test_a_faults_own_kind_is_kept(monkeypatch):
     def fail(*_):
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(sys.modules["effnet_np.inference.classify"], "load_image", fail)
+    monkeypatch.setattr(sys.modules["effnet_np.inference.stream"], "load_image", fail)
     with pytest.raises(RuntimeError, match="^a fault of ours$"):
         effnet_np.classify([CHELSEA])
 

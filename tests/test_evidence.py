@@ -6,7 +6,7 @@ import torch
 
 import effnet_np
 from effnet_np.cli import main
-from effnet_np.inference.classify import preprocess
+from effnet_np.inference.stream import preprocess
 from effnet_np.inspection.explain import METHODS, class_activation_map, evidence
 from effnet_np.training.evidence import LAST, occlusion
 

@@ -11,7 +11,7 @@ import torch
 
 import effnet_np
 from effnet_np import class_activation_map
-from effnet_np.inference.classify import preprocess
+from effnet_np.inference.stream import preprocess
 from effnet_np.inspection.explain import resize_bilinear, save_explanation, seen_region
 
 from helpers import CHELSEA, COFFEE, assert_same, pair, pixels, tiny_config

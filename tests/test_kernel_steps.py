@@ -19,7 +19,7 @@ pytest.importorskip("llvmlite")
 pytest.importorskip("numba")
 
 from effnet_np import EfficientNetConfig, ops
-from effnet_np.kernels import bench, classifier, depthwise, head, library, project, squeeze_excite, stem
+from effnet_np.kernels import bench, classifier, depthwise, fused, head, library, project, squeeze_excite, stem, winograd
 from effnet_np.kernels.arena import ALIGN, FeatureMap
 from effnet_np.kernels.plan import Net, pack, plan
 from effnet_np.kernels.pool import Pool
@@ -114,11 +114,13 @@ def check_kernel(lab, step, given, expected, image=None, tolerance=2e-5):
 
 @pytest.mark.parametrize("hidden_act", ACTIVATIONS)
 @pytest.mark.parametrize(("channels", "size"), [(3, (32, 32)), (1, (33, 50)), (5, (9, 7))])
-def test_stem(hidden_act, channels, size):
-    lab = Lab(hidden_act=hidden_act, num_channels=channels)
-    image = lab.normal(channels, *size)
+@pytest.mark.parametrize("padding", ["hf", "symmetric", "same"])
+def test_stem(hidden_act, channels, size, padding):
+    lab = Lab(hidden_act=hidden_act, num_channels=channels, padding=padding)
+    image, zeros = lab.normal(channels, *size), lab.config.architecture().stem.zeros(*size)
+    assert zeros == {"hf": (0, 1, 0, 1), "symmetric": (1, 1, 1, 1), "same": tuple(z for s in size for z in (s % 2, 1))}[padding]
     target = lab.map(lab.config.stem_channels, *lab.config.stem_size(*size))
-    reference = lab.activate(lab.conv(image, "embeddings.convolution", "embeddings.batchnorm", 2, (0, 1, 0, 1)))
+    reference = lab.activate(lab.conv(image, "embeddings.convolution", "embeddings.batchnorm", 2, zeros))
     step = stem.plan(lab, stem.stem_layer(lab, *size), target)
     check_kernel(lab, step, [], [(target, lab.inner * reference)], image)
 
@@ -148,11 +150,25 @@ def test_depthwise(ratio, kernel, stride, padding):
     assert np.abs(sums / lab.inner - reference).max() <= 2e-5 * np.abs(reference).max()
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(18, 23), (19, 24), (6, 1)])
+def test_depthwise_whose_rows_and_columns_are_padded_differently(size, stride):
+    lab = Lab(kernel=5, stride=stride, padding="same")
+    x, spec, conv = lab.normal(24, *size), lab.spec, "encoder.blocks.1.depthwise_conv.depthwise_"
+    y = lab.activate(lab.conv(x, "encoder.blocks.1.expansion.expand_conv", "encoder.blocks.1.expansion.expand_bn"))
+    y = lab.activate(lab.conv(y, conv + "conv", conv + "norm", stride, spec.zeros(*size), spec.expanded_channels))
+    assert y.shape[1:] == tuple(-(-pixels // stride) for pixels in size)
+    source, target = lab.map(24, *size), lab.map(*y.shape)
+    check_kernel(lab, depthwise.plan(lab, spec, source, target), [(source, x)], [(target, lab.inner * y)])
+
+
+@pytest.mark.parametrize("padding", ["hf", "symmetric"])
 @pytest.mark.parametrize("size", [(64, 64), (35, 47)])
-def test_depthwise_with_the_stem(size):
-    lab = Lab()
+def test_depthwise_with_the_stem(size, padding):
+    lab = Lab(padding=padding)
     spec, image = lab.config.blocks()[0], lab.normal(3, *size)
-    y = lab.activate(lab.conv(image, "embeddings.convolution", "embeddings.batchnorm", 2, (0, 1, 0, 1)))
+    zeros = lab.config.architecture().stem.zeros(*size)
+    y = lab.activate(lab.conv(image, "embeddings.convolution", "embeddings.batchnorm", 2, zeros))
     name = "encoder.blocks.0.depthwise_conv.depthwise_"
     z = lab.activate(lab.conv(y, name + "conv", name + "norm", 1, (1, 1, 1, 1), 32))
     target = lab.map(*z.shape)
@@ -192,6 +208,53 @@ def test_project(outputs):
         reference = lab.conv(x * gate if gated else x, name + "conv", name + "bn") + (other if residual else 0)
         step = project.plan(lab, lab.spec, source, target, added if residual else None, gates.map.address if gated else None)
         check_kernel(lab, step, [(source, lab.inner * x), (added, other), (gates, gate)], [(target, reference)], tolerance=1e-4)
+
+
+def check_fused(way, lab, size, residual):
+    """A full convolution, or, where it does not expand, a whole block, in that way."""
+    spec, x, whole = lab.spec, lab.normal(lab.spec.in_channels, *size), lab.spec.expand_ratio == 1
+    layer = "encoder.blocks.1." + ("projection.project_" if whole else "expansion.expand_")
+    y = lab.activate(lab.conv(x, layer + "conv", layer + "bn", spec.stride, spec.zeros(*size)))
+    source, target = lab.map(*x.shape), lab.map(*y.shape)
+    other, added = lab.normal(*y.shape), lab.map(*y.shape)
+    step = way.plan(lab, spec, source, target, added if residual else None)
+    expected = y + other if residual else y if whole else lab.inner * y
+    check_kernel(lab, step, [(source, x), (added, other)], [(target, expected)])
+
+
+FULL_WINDOWS = [(3, 1, "same"), (3, 2, "same"), (3, 2, "symmetric"), (5, 2, "same"), (1, 1, "hf"), (4, 2, "hf"), (1, 2, "hf")]
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "ratio"), [(24, 24, 1), (24, 40, 1), (3, 20, 4), (40, 1, 4), (24, 8, 3)])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), FULL_WINDOWS)
+def test_fused(inputs, outputs, ratio, kernel, stride, padding):
+    act = ACTIVATIONS[(kernel + inputs) % 3]
+    lab = Lab(inputs, outputs, kernel, stride, ratio, hidden_act=act, fused_stages=2, padding=padding)
+    for size in ((19, 23), (40, 2)):
+        check_fused(fused, lab, size, residual=False)
+        if ratio == 1:
+            check_fused(fused, lab, size, residual=True)
+
+
+@pytest.mark.parametrize("hidden_act", ACTIVATIONS)
+@pytest.mark.parametrize(("inputs", "outputs", "ratio"), [(24, 24, 1), (32, 40, 1), (3, 20, 4), (40, 1, 4), (24, 8, 3)])
+def test_winograd(inputs, outputs, ratio, hidden_act):
+    lab = Lab(inputs, outputs, ratio=ratio, hidden_act=hidden_act, fused_stages=2, padding="same")
+    for size in ((16, 20), (19, 23), (1, 1), (2, 5), (4, 4), (3, 40), (37, 6)):
+        check_fused(winograd, lab, size, residual=ratio == 1)
+    check_fused(winograd, lab, (18, 17), residual=False)
+
+
+def test_winograd_is_taken_where_it_pays():
+    lab = Lab(48, 48, ratio=4, fused_stages=2)
+    assert winograd.pays(lab.spec, lab.map(48, 28, 28), lab.map(192, 28, 28))
+    assert not winograd.pays(lab.spec, lab.map(48, 1, 1), lab.map(192, 1, 1))
+    lab = Lab(48, 48, stride=2, ratio=4, fused_stages=2)
+    assert not winograd.pays(lab.spec, lab.map(48, 28, 28), lab.map(192, 14, 14))
+    config = EfficientNetConfig.preset("v2-b0")
+    steps = plan(config, pack(bench.lively_state(config), config), 224, 224, False, False).steps
+    ways = [step.label for step in steps if step.label in ("fused", "winograd")]
+    assert ways == ["winograd", "fused", "winograd", "fused", "winograd"]  # those of stride 2 are direct
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -270,7 +333,7 @@ def test_tiles_and_groups_are_as_equal_as_can_be():
         assert sizes.max() - sizes.min() <= 1
 
 
-@pytest.mark.parametrize("model", ["b0", "b4", "lite0"])
+@pytest.mark.parametrize("model", ["b0", "b4", "lite0", "lite2", "v2-b0"])
 def test_a_plans_operations_are_the_networks(model):
     config = EfficientNetConfig.preset(model)
     weights = pack(bench.lively_state(config), config)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ pytest.importorskip("llvmlite")
 pytest.importorskip("numba")
 
 from effnet_np import EfficientNetConfig, EfficientNetForImageClassification, EfficientNetModel
-from effnet_np.kernels import library
+from effnet_np.kernels import library, table
 from effnet_np.kernels.compiled import CompiledEfficientNet as compile_model
 from effnet_np.layer_specs import layer_specs
 from effnet_np.layers import BatchNorm2d, Conv2d, Linear
@@ -78,6 +79,15 @@ VARIANTS = {
     "small": {},
     "odd image": {"image_size": 75},
     "padding on all sides": {"depthwise_padding": [1, 2, 3], "image_size": 75},
+    "same padding": {"padding": "same", "image_size": 75},
+    "static same padding": {"padding": "static_same", "image_size": 75},
+    "symmetric padding": {"padding": "symmetric", "image_size": 70},
+    "version 2": {"fused_stages": 3, "padding": "same", "kernel_sizes": [3] * 7, "expand_ratios": [1, 4, 4, 4, 6, 6, 6]},
+    "the stem's output is added": {"fused_stages": 2, "in_channels": [16, 16, 24, 40, 80, 112, 192]},
+    "and the block expands": {
+        "fused_stages": 1, "in_channels": [16, 16, 24, 40, 80, 112, 192], "expand_ratios": [4, 6, 6, 6, 6, 6, 6],
+    },
+    "all fused": {"fused_stages": 7, "kernel_sizes": [2, 3, 5, 3, 1, 4, 3], "hidden_act": "gelu", "padding": "symmetric"},
     "one channel, three labels": {"num_channels": 1, "num_labels": 3},
     "five channels": {"num_channels": 5},
     "no squeeze-excite": {"squeeze_expansion_ratio": 0.0},
@@ -107,7 +117,7 @@ def test_variant_agrees_in_every_hidden_state(name):
     np.testing.assert_allclose(fast(images).logits, expected.logits, atol=2e-5 * np.abs(expected.logits).max())
 
 
-@pytest.mark.parametrize("name", ["b0", "lite0", "b1"])
+@pytest.mark.parametrize("name", ["b0", "lite0", "b1", "v2-b0"])
 def test_preset_agrees_in_every_hidden_state(name):
     config = EfficientNetConfig.preset(name)
     model = live(config)
@@ -115,9 +125,10 @@ def test_preset_agrees_in_every_hidden_state(name):
     assert_same(compile_model(model)(images, output_hidden_states=True), model(images, output_hidden_states=True))
 
 
+@pytest.mark.parametrize("fields", [{}, VARIANTS["version 2"], {"padding": "symmetric"}], ids=["hf", "version 2", "symmetric"])
 @pytest.mark.parametrize("size", [(33, 64), (64, 33), (97, 50), (32, 32), (201, 32)])
-def test_any_size_replans_by_itself(size):
-    config = small()
+def test_any_size_replans_by_itself(size, fields):
+    config = small(**fields)
     model = live(config)
     fast = compile_model(model, threads=2)
     for shape in ((64, 64), size, (64, 64)):
@@ -135,8 +146,9 @@ def test_bare_model_gives_features_and_pool():
         assert isinstance(fast(images, return_dict=False), tuple)
 
 
-def test_batch_is_the_same_as_its_images_and_any_thread_count_gives_the_same_bits():
-    config = EfficientNetConfig.preset("b0", num_labels=7)
+@pytest.mark.parametrize("preset", ["b0", "v2-b0"])
+def test_batch_is_the_same_as_its_images_and_any_thread_count_gives_the_same_bits(preset):
+    config = EfficientNetConfig.preset(preset, num_labels=7)
     model = live(config)
     images = pictures(config, batch=3)
     fast = {threads: compile_model(model, threads=threads) for threads in (1, 2, 3, 7)}
@@ -200,6 +212,58 @@ def test_a_function_as_activation_falls_back_with_a_warning():
     with pytest.warns(UserWarning, match="hidden_act"):
         fast = compile_model(model)
     assert np.array_equal(fast(images).logits, model(images).logits)
+
+
+EXTREME = [
+    {"5.projection.project_bn.bias": 3e38},
+    {"5.projection.project_bn.bias": 3e38, "4.expansion.expand_bn.bias": 1e38},
+    {"1.expansion.expand_bn.bias": 2e30, "1.squeeze_excite.expand.weight": 1e24},
+    {"8.squeeze_excite.expand.weight": 6e34, "8.expansion.expand_bn.bias": 9e25},
+    {"2.depthwise_conv.depthwise_conv.weight": 1e34, "3.squeeze_excite.expand.weight": 4e37},
+    {"7.squeeze_excite.reduce.weight": 1e37, "7.depthwise_conv.depthwise_norm.bias": 1e3},
+]
+
+
+@pytest.mark.parametrize("hidden_act", ["relu6", "relu", "swish", "gelu"])
+def test_what_overflows_inside_is_no_ordinary_answer(hidden_act):
+    """Sums beyond float32 depend on the order of their terms: an answer that is finite has to be that of float64."""
+    wrong = {}
+    for index, numbers in enumerate(EXTREME):
+        model = live(small(hidden_act=hidden_act), seed=index)
+        state = model.state_dict()
+        for name, largest in numbers.items():
+            array = state[f"efficientnet.encoder.blocks.{name}"]
+            array[...] = (
+                np.sign(array) * np.float32(largest)
+                if name.endswith("bias")
+                else array / np.abs(array).max() * np.float32(largest)
+            )
+        x = pictures(model.config, seed=index)
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that NumPy answers
+            got = compile_model(model)(x).logits
+            truth = model.to(np.float64)(x.astype(np.float64)).logits
+        if np.isfinite(got).all() and np.abs(got - truth).max() > 1e-3 * np.abs(truth).max():
+            wrong[index] = got[0], truth[0]
+    assert not wrong
+
+
+def test_pixels_that_overflow_inside_are_refused():
+    model = live(small(hidden_act="relu6"))
+    x = pictures(model.config)
+    compiled = compile_model(model)
+    assert_same(compiled(x), model(x))
+    with pytest.raises(ValueError, match=r"pixel_values beyond .*e\+3. overflow float32"):
+        compiled(x * np.float32(1e38 / np.abs(x).max()))
+
+
+def test_an_activation_without_machine_code_is_answered_by_numpy(monkeypatch):
+    model = live(small(hidden_act="mish"))
+    monkeypatch.delitem(table.CODES, "mish")
+    with pytest.warns(UserWarning, match="hidden_act 'mish' has no machine code .* the NumPy model answers"):
+        fast = compile_model(model)
+    images = pictures(model.config)
+    np.testing.assert_array_equal(fast(images).logits, model(images).logits)
 
 
 def test_non_finite_pixels_are_refused_and_with_non_finite_weights_numpy_answers():
@@ -445,7 +509,8 @@ def test_a_compiled_model_says_what_it_is_and_where_the_rest_is():
     model = live(small())
     fast = compile_model(model, threads=2)
     fast(pictures(fast.config))
-    words = r"EfficientNetForImageClassification, 0\.\d million parameters, \d+ x \d+, 2 threads, \d+ MB"
+    words = r"EfficientNetForImageClassification, 0\.\d million parameters, \d+ x \d+, 2 threads, \d+ MB, for [\w.-]+"
+    words += r" in registers of \d+"
     assert re.fullmatch(rf"CompiledEfficientNet\({words}\)", repr(fast))
     assert fast.num_parameters() == model.num_parameters()
     assert fast.eval() is fast

@@ -8,7 +8,7 @@ from efficientnet_lite_pytorch import EfficientNet
 
 import effnet_np
 from effnet_np.checkpoints import hub
-from effnet_np.inference.classify import preprocess
+from effnet_np.inference.stream import preprocess
 
 from helpers import CHELSEA, COFFEE, assert_same
 

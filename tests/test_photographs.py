@@ -14,7 +14,7 @@ import effnet_np
 from effnet_np.cli import main
 from effnet_np.images import io as image_io
 from effnet_np.images.io import SUFFIXES, load_image
-from effnet_np.inference.classify import preprocess
+from effnet_np.inference.stream import preprocess
 
 from helpers import CHELSEA
 
@@ -198,7 +198,7 @@ def test_too_little_memory_names_the_picture(tmp_path, monkeypatch):
     def no_memory(*_):
         raise MemoryError
 
-    monkeypatch.setattr(PIL.Image.Image, "crop", no_memory)
+    monkeypatch.setattr(PIL.Image.Image, "tobytes", no_memory)
     with pytest.raises(MemoryError, match=r"not enough memory for the pixels of .*cat.jpg"):
         load_image(path)
 

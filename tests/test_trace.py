@@ -654,3 +654,12 @@ def test_a_trace_of_arrays(tmp_path):
     np.testing.assert_array_equal(loaded.inputs["a"][0], array)
     assert loaded["b"].shape == ()
     assert repr(loaded) == repr(trace)
+
+
+def test_names_that_differ_in_case_alone(tmp_path):
+    trace = Trace.of({"conv": np.ones(2), "Conv": np.zeros(2)})
+    trace.save(tmp_path / "t.npz")
+    assert set(Trace.load(tmp_path / "t.npz")) == {"conv", "Conv"}
+    with pytest.raises(ValueError, match=r"conv and Conv would be one file .* save the trace as .h5 or .npz"):
+        trace.save(tmp_path / "t", format="npy")
+    assert not (tmp_path / "t").exists()

@@ -223,6 +223,15 @@ def write_json(folder: str | os.PathLike, name: str, value: dict[str, Any]) -> s
     return str(folder / name)
 
 
+def temporary_name(path: Path) -> str:
+    """What a file or folder is called until it is whole; at most 255 bytes, as the names of most file systems are."""
+    return f".{_beginning(path)}.{secrets.token_hex(8)}.tmp"
+
+
+def _beginning(path: Path) -> str:
+    return os.fsencode(path.name)[: 255 - len(f"..{16 * '0'}.tmp")].decode(errors="ignore")  # no half character
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it if all goes well and removed if not: the old file or the new, whole.
@@ -233,11 +242,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, where a file is to be written")
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}.tmp"):
+    for leftover in path.parent.glob(f".{glob.escape(_beginning(path))}.{'[0-9a-f]' * 16}.tmp"):
         with contextlib.suppress(OSError):  # another process may be as quick
             if time.time() - leftover.stat().st_mtime > 3600:
                 leftover.unlink()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(temporary_name(path))
     try:
         with open(temporary, "xb"):  # not mkstemp: its file would be its owner's alone
             pass

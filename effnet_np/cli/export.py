@@ -15,7 +15,7 @@ from effnet_np.checkpoints.h5_writer import save_h5
 from effnet_np.cli.common import ARCHITECTURE_HELP, Commands
 from effnet_np.hf_config import EfficientNetConfig
 from effnet_np.identify import expressed, in_hf_terms
-from effnet_np.inference.classify import preprocess
+from effnet_np.inference.stream import preprocess
 from effnet_np.model import EfficientNetForImageClassification
 from effnet_np.printable import printable
 from effnet_np.weights import keras, timm, torchvision

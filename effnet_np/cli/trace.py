@@ -94,7 +94,7 @@ def _traced_input(options: argparse.Namespace, model: Any) -> Any:
     """(N, C, H, W): from a picture, from a file of numbers, or random."""
     import numpy as np
 
-    from effnet_np.inference.classify import preprocess
+    from effnet_np.inference.stream import preprocess
     from effnet_np.tracing.trace_files import load_npy
 
     if options.image is not None:

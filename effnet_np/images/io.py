@@ -47,7 +47,7 @@ BAND = 1 << 18  # pixels that are converted at a time
 
 
 def load_image(source: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A picture's pixels, uint8, (H, W, channels); channels 1 (grey), 3 (RGB) or 4 (RGBA, the only one that keeps alpha).
+    """A picture's pixels, uint8, (H, W, channels); channels 1 (grey), 3 (RGB) or 4 (RGBA: keeps alpha). Perhaps read-only.
 
     source: a path, bytes, a binary file object, a PIL image, or an array (H, W), (H, W, C) or (C, H, W) of 1, 3 or 4 channels:
     bool, uint8, uint16 (scaled), other whole numbers from 0 to 255, or floats from 0 to 1 (or whole ones from 0 to 255).
@@ -71,6 +71,12 @@ def load_image(source: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> 
         return _from_array(np.asarray(source), MODES[channels])
     except MemoryError:
         raise MemoryError(f"there is not enough memory for the pixels of {name}; a smaller picture may fit") from None
+
+
+def is_picture(source: Any) -> bool:
+    """Whether `load_image` would take this for one picture, damaged or not."""
+    known = (str, os.PathLike, bytes, bytearray, memoryview)
+    return isinstance(source, known) or any(hasattr(source, name) for name in ("getbands", "read", "__array__"))
 
 
 def _name_and_data(source: Any, max_pixels: int) -> tuple[str, bytes | None]:
@@ -205,7 +211,7 @@ def _from_image(image: Image, mode: str, orientation: int) -> np.ndarray:
     width, height = image.size
 
     def band(top: int, bottom: int) -> Image:
-        return image.crop((0, top, width, bottom))
+        return image if bottom - top == height else image.crop((0, top, width, bottom))
 
     if image.mode == "F" or image.mode.startswith("I"):
 
@@ -254,6 +260,8 @@ def _fill(band: Callable, size: tuple[int, int], mode: str, orientation: int = 1
     stored = TURNS.get(orientation, TURNS[1])(upright)
     for top, bottom in _bands(height, width):
         pixels = np.asarray(_convert(band(top, bottom), mode))
+        if orientation == 1 and pixels.shape == upright.shape:  # one band, which is all of it
+            return pixels
         stored[top:bottom] = pixels[:, :, None] if pixels.ndim == 2 else pixels
     return upright
 

@@ -43,6 +43,8 @@ FRAMEWORKS = {
 }
 
 _warned_of_scaled_pixels = False
+_tables: dict[str, np.ndarray] = {}  # of the last processors that ran
+MOST_TABLES = 64
 
 
 class BatchFeature(dict):
@@ -169,8 +171,7 @@ class EfficientNetImageProcessor:
         for image in arrays:
             if image.ndim != 3:
                 raise ValueError(f"an image needs 3 dimensions, got an array of shape {image.shape}")
-            numbers = self._pixels_to_numbers(self._cut_and_resize(_to_layout(image, LAST, layout)))
-            done.append(_to_layout(numbers, data_format, LAST))
+            done.append(self._pixels_to_numbers(self._cut_and_resize(_to_layout(image, LAST, layout)), data_format))
         return BatchFeature(pixel_values=to_tensors(done, return_tensors))
 
     def _cut_and_resize(self, image: np.ndarray) -> np.ndarray:
@@ -198,13 +199,26 @@ class EfficientNetImageProcessor:
             raise ValueError(f"with a shorter side of {shorter} pixels this image of {size} has more than {MAX_NETWORK_PIXELS}")
         return (shorter, longer) if height <= width else (longer, shorter)
 
-    def _pixels_to_numbers(self, image: np.ndarray) -> np.ndarray:
-        """(h, w, C) -> (h, w, C): the steps that change each number by itself."""
-        if image.dtype == np.uint8:  # which has 256 values, so a table of them a channel says it all
-            channels = np.arange(image.shape[-1])
-            table = self._arithmetic(np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], len(channels), axis=2))
-            return table[image, 0, channels]
-        return self._arithmetic(image)
+    def _pixels_to_numbers(self, image: np.ndarray, data_format: str = LAST) -> np.ndarray:
+        """(h, w, C) -> (h, w, C) or (C, h, w): the steps that change each number by itself."""
+        if image.dtype != np.uint8:
+            return _to_layout(self._arithmetic(image), data_format, LAST)
+        table = self._table(image.shape[-1])
+        numbers = np.empty((len(table), *image.shape[:2]), table.dtype)
+        for plane, entries, pixels in zip(numbers, table, image.transpose(2, 0, 1), strict=True):
+            np.take(entries, pixels, out=plane, mode="clip")  # the default mode would check each pixel, and copy the plane
+        return numbers if data_format == FIRST else np.ascontiguousarray(numbers.transpose(1, 2, 0))
+
+    def _table(self, channels: int) -> np.ndarray:
+        """(channels, 256): what becomes of each number that a uint8 may hold."""
+        asked = (self.do_rescale, self.rescale_factor, self.rescale_offset, self.do_normalize, self.include_top)
+        key = repr((asked, self.image_mean, self.image_std, channels))  # `repr` tells 1 from 1.0, whose products differ
+        if key not in _tables:
+            every = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], channels, axis=2)
+            if len(_tables) >= MOST_TABLES:
+                _tables.clear()
+            _tables[key] = np.ascontiguousarray(self._arithmetic(every)[:, 0].T)
+        return _tables[key]
 
     def _arithmetic(self, image: np.ndarray) -> np.ndarray:
         if self.do_rescale:

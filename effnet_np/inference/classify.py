@@ -5,25 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
 import stat
-import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from effnet_np import ops
 from effnet_np.checkpoints import hub
-from effnet_np.images.io import MAX_PIXELS, load_image
+from effnet_np.images.io import MAX_PIXELS, is_picture
 from effnet_np.images.processor import find_processor
+from effnet_np.inference.stream import FUNCTIONS, check_errors, stream
 from effnet_np.model import EfficientNetForImageClassification
 from effnet_np.module import Module
 from effnet_np.printable import printable
@@ -32,7 +30,6 @@ DEFAULT_MODEL = "lite0"  # embedded: installed with the package, needs no networ
 NO_PROCESSOR = """it has no preprocessor_config.json. Say which preprocessing its weights were trained with, for example B0's:
     classify(..., image_processor="b0"), or on the shell --processor b0
 or once and for all: EfficientNetImageProcessor.preset("b0").save_pretrained(folder)"""
-FUNCTIONS = {"softmax": ops.softmax, "sigmoid": ops.sigmoid, "none": lambda logits: logits}
 
 _kept: dict[tuple, _Kept] = {}  # the model of the last call, for the next one
 _runners: weakref.WeakKeyDictionary[Any, dict[tuple, Any]] = weakref.WeakKeyDictionary()  # kept models -> what runs them
@@ -46,8 +43,6 @@ if hasattr(os, "register_at_fork"):  # a child must not inherit a lock that anot
 
     os.register_at_fork(after_in_child=_new_lock)
 
-Prediction = dict[str, Any]
-
 
 def classify(
     images: Any,
@@ -56,84 +51,52 @@ def classify(
     *,
     batch_size: int = 8,
     function_to_apply: str | None = None,
+    errors: str = "raise",
     backend: str = "auto",
     threads: int | None = None,
     image_processor: Any = None,
     max_pixels: int = MAX_PIXELS,
     **hub_options: Any,
-) -> list[Prediction] | list[list[Prediction]]:
+) -> Any:
     """What is in a picture: [{"label": "tiger cat", "index": 282, "score": 0.39}, ...], the `top_k` highest scores.
 
     images: a path, bytes, a binary file object, a PIL image or an array (see `images.io.load_image` for what each means), or a
-    list of them (or an array (N, H, W, C)): then a list of such lists comes back, in order, `batch_size` images at a time.
+    list of them (or an array (N, H, W, C)): then a list of such lists comes back, in order. Any other iterable of them, such as
+    a generator, may be endless: then a lazy iterator comes back, in order, which reads some dozens of images ahead.
     model: "lite0" (embedded), "b0".."b7" or another hub id, a folder or file, or a model that carries its `image_processor`.
     The scores are softmax probabilities, or sigmoid ones for one label and for multi-label models, or as
     `function_to_apply` ("softmax", "sigmoid", "none") says. backend: "numpy", "numba" (the compiled kernels), or "auto": the
     kernels where their machine code is on disk already, otherwise NumPy at once, and a hint. threads: of the kernels, by
     default all cores. image_processor: a processor, "b0".."b7", "lite0", a folder or a file, in place of the one that comes
-    with the weights. Raises FileNotFoundError, TypeError, ValueError or MemoryError, which name the image of a list.
+    with the weights. errors: "raise" ends at the first image that fails with FileNotFoundError, TypeError, ValueError or
+    MemoryError, which names the image of a list; "return" gives the exception in the place of its predictions.
     """
     if top_k is not None:
         check_count("top_k", top_k, "None or ")
     check_count("batch_size", batch_size)
+    check_errors(errors)
     check_count("max_pixels", max_pixels)
     if function_to_apply is not None and function_to_apply not in FUNCTIONS:
         raise ValueError(f"function_to_apply must be None or one of {', '.join(FUNCTIONS)}, got {function_to_apply!r}")
     if not set(hub_options) <= set(hub.OPTIONS):
         raise TypeError(f"classify() has no option {', '.join(sorted(set(hub_options) - set(hub.OPTIONS)))}")
     runner = get_runner(model, backend, threads, image_processor, **hub_options)
-    many = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4  # PIL images have no ndim
-    queue = list(images) if many else [images]
-    results: list[list[Prediction]] = []
-    for index, answer in enumerate(answers(runner, queue, top_k, batch_size, function_to_apply, max_pixels)):
-        if isinstance(answer, Exception):
-            raise _naming(answer, index, queue[index]) if many else answer
-        results.append(answer)
-    return results if many else results[0]
-
-
-def answers(
-    runner: Any,
-    images: Iterable[Any],
-    top_k: int | None,
-    batch_size: int = 8,
-    function_to_apply: str | None = None,
-    max_pixels: int = MAX_PIXELS,
-) -> Iterator[list[Prediction] | Exception]:
-    """For each image, in order, its predictions, or the exception that it ended in; `batch_size` images at a time."""
-    images = iter(images)
-    while batch := list(islice(images, min(batch_size, sys.maxsize))):
-        results: list[Any] = [_attempt(preprocess, runner, image, max_pixels) for image in batch]
-        ready = [index for index, result in enumerate(results) if not isinstance(result, Exception)]
-        inputs = [results[index] for index in ready]
-        predictions = _attempt(predict, runner, inputs, top_k, function_to_apply)
-        if isinstance(predictions, Exception):  # one image is at fault, or memory does not suffice for all at once
-            predictions = [_attempt(lambda one: predict(runner, [one], top_k, function_to_apply)[0], one) for one in inputs]
-        for index, prediction in zip(ready, predictions, strict=True):
-            results[index] = prediction
-        yield from results
-
-
-def _attempt(function: Callable, *arguments: Any) -> Any:
-    """What the function gives, or the exception that it raised."""
-    try:
-        return function(*arguments)
-    except MemoryError as error:  # without its traceback, which holds the arrays that fill the memory
-        return MemoryError(str(error) or "there is not enough memory for it")
-    except Exception as error:
-        return error
-
-
-def _naming(error: Exception, index: int, image: Any) -> Exception:
-    """The same kind of exception, with the image of the list that it is about."""
-    kinds = (FileNotFoundError, IsADirectoryError, PermissionError, OSError, TypeError, MemoryError, ValueError)
-    kind = next((kind for kind in kinds if isinstance(error, kind)), None)
-    if kind is None:  # a fault of ours: as it is
-        return error
-    path = f" ({os.fspath(image)})" if isinstance(image, (str, os.PathLike)) and str(image) not in str(error) else ""
-    named = kind(f"images[{index}]{path}: {error}")
-    named.__cause__ = error
-    return named
+    answers = partial(
+        stream,
+        runner,
+        top_k=top_k,
+        function_to_apply=function_to_apply,
+        batch_size=batch_size,
+        max_pixels=max_pixels,
+    )
+    if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4:  # PIL images have no ndim
+        return list(answers(list(images), errors=errors))
+    if isinstance(images, Iterable) and not is_picture(images):
+        return answers(images, errors=errors)
+    (answer,) = answers([images], errors="return")
+    if isinstance(answer, Exception) and errors == "raise":
+        raise answer
+    return answer
 
 
 def check_count(name: str, value: Any, also: str = "") -> None:
@@ -148,9 +111,16 @@ def check_count(name: str, value: Any, also: str = "") -> None:
 
 
 def get_runner(
-    source: Any, backend: str = "auto", threads: int | None = None, image_processor: Any = None, **hub_options: Any
+    source: Any,
+    backend: str = "auto",
+    threads: int | None = None,
+    image_processor: Any = None,
+    features: bool = False,
+    **hub_options: Any,
 ) -> Any:
     """What answers for the model that `source` names: itself, or its compiled form, which is kept with it.
+
+    features: its backbone in its place, for the pooled features.
 
     A model that is passed as an object answers itself unless backend="numba" is asked for, which then compiles it at each
     call: compile it once with `effnet_np.compile`, and pass that.
@@ -161,11 +131,15 @@ def get_runner(
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if threads is not None:
         check_count("threads", threads, "None or ")
-    model = get_model(source, image_processor, **hub_options)
+    model: Any = get_model(source, image_processor, **hub_options)
     if threads is not None and (backend == "numpy" or (model is source and backend == "auto")):
         hint = "pass effnet_np.compile(model, threads=...)" if model is source else "OPENBLAS_NUM_THREADS is NumPy's"
         raise ValueError(f"threads is for the compiled kernels, and they are not what answers here: {hint}")
-    if model is source:
+    named = model is not source
+    if features and hasattr(model, "efficientnet"):
+        model.efficientnet.image_processor = model.image_processor
+        model = model.efficientnet
+    if not named:
         return choose(model, "numba", threads)[0] if backend == "numba" and isinstance(model, Module) else model
     key = (backend, threads)
     if key not in _runners.get(model, {}):
@@ -227,48 +201,7 @@ def _fingerprint(path: Path) -> tuple:
     return tuple(found)
 
 
-# -- pictures ---------------------------------------------------------------------------------------------------------
-
-
-def preprocess(model: EfficientNetForImageClassification, image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """One picture of any accepted kind -> network input (C, H, W)."""
-    pixels = load_pixels(model, image, max_pixels)
-    return model.image_processor([pixels], input_data_format="channels_last")["pixel_values"][0]
-
-
-def load_pixels(model: EfficientNetForImageClassification, image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """One picture of any accepted kind -> uint8 (H, W, C), of as many channels as the model takes."""
-    if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
-        pipe = f"curl -L {shlex.quote(image)} | effnet-np classify -"
-        hint = f"download it first, or pipe it: {pipe}; in Python, pass what urllib.request.urlopen gives"
-        raise ValueError(f"{image} is an address, and effnet_np fetches no pictures: {hint}")
-    return load_image(image, model.config.num_channels, max_pixels)
-
-
-def predict(model, batch: list[np.ndarray], top_k: int | None, function_to_apply: str | None = None) -> list[list[Prediction]]:
-    """Network inputs -> for each the labels by falling score."""
-    if not batch:
-        return []
-    if len({inputs.shape for inputs in batch}) > 1:  # a processor that does not resize
-        return [prediction for inputs in batch for prediction in predict(model, [inputs], top_k, function_to_apply)]
-    return ranked(model.config, model(np.stack(batch), return_dict=True).logits, top_k, function_to_apply)
-
-
-def ranked(config: Any, logits: np.ndarray, top_k: int | None, function_to_apply: str | None = None) -> list[list[Prediction]]:
-    """Logits (N, num_labels) -> for each row the labels by falling score."""
-    if function_to_apply is None:
-        sigmoid = config.problem_type == "multi_label_classification" or config.num_labels == 1
-        function_to_apply = "sigmoid" if sigmoid else "softmax"
-    if not np.isfinite(logits).all():
-        raise ValueError("the network's output is not finite: its weights are damaged, or do not fit its configuration")
-    scores = FUNCTIONS[function_to_apply](logits)
-    results = []
-    for row in scores:
-        order = np.argsort(-row, kind="stable")[:top_k]
-        results.append(
-            [{"label": config.id2label[int(index)], "index": int(index), "score": float(row[index])} for index in order]
-        )
-    return results
+# -- classes ----------------------------------------------------------------------------------------------------------
 
 
 def find_class(config: Any, name: Any) -> int:

@@ -20,7 +20,8 @@ import numpy as np
 
 from effnet_np.checkpoints.files import replacing
 from effnet_np.images.io import MAX_PIXELS
-from effnet_np.inference.classify import DEFAULT_MODEL, check_count, find_class, get_model, load_pixels, preprocess, ranked
+from effnet_np.inference.classify import DEFAULT_MODEL, check_count, find_class, get_model
+from effnet_np.inference.stream import load_pixels, preprocess, ranked
 from effnet_np.model import EfficientNetForImageClassification
 from effnet_np.pretrained import check_pixel_values
 from effnet_np.printable import printable

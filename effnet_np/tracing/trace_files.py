@@ -20,7 +20,6 @@ import io
 import math
 import os
 import re
-import secrets
 import shutil
 import stat
 import threading
@@ -33,10 +32,10 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from effnet_np.checkpoints.files import replacing
+from effnet_np.checkpoints.files import replacing, temporary_name
 from effnet_np.checkpoints.h5_file import H5File
 from effnet_np.checkpoints.h5_writer import save_arrays_h5
-from effnet_np.printable import printable
+from effnet_np.printable import printable, shortened
 
 FORMATS = ("h5", "npz", "npy", "txt", "bin")
 LAYOUTS = ("NCHW", "NHWC")
@@ -156,11 +155,11 @@ class StoredTrace:
     def _check(self, path: Path) -> None:
         twice = Counter((entry.kind, entry.name) for entry in self.entries) + Counter(entry.place for entry in self.entries)
         if twice and max(twice.values()) > 1:
-            which = printable(next(key for key, count in twice.items() if count > 1))
+            which = shortened(next(key for key, count in twice.items() if count > 1))
             raise ValueError(f"the index of {path} names {which} twice")
         for entry in self.entries:
             if entry.nbytes > MAX_ARRAY:
-                raise ValueError(f"{path}: {printable(entry.name)} of shape {entry.shape} takes more than {MAX_ARRAY} bytes")
+                raise ValueError(f"{path}: {shortened(entry.name)} of shape {entry.shape} takes more than {MAX_ARRAY} bytes")
         total, packed = sum(entry.nbytes for entry in self.entries), self._arrays.packed
         if packed and total > UNPACKED + TIMES * packed:
             raise ValueError(
@@ -178,11 +177,11 @@ class StoredTrace:
                 array = self._arrays.read(entry)
         except (OSError, MemoryError, OverflowError) as error:
             raise ValueError(
-                f"{path}: {printable(entry.name)} cannot be read: {printable(error) or type(error).__name__}"
+                f"{path}: {shortened(entry.name)} cannot be read: {printable(error)[:300] or type(error).__name__}"
             ) from error
         if array.shape != entry.shape or array.dtype.name != entry.dtype:
             found, expected = f"{array.dtype} {array.shape}", f"{entry.dtype} {entry.shape}"
-            raise ValueError(f"{path}: {printable(entry.place)} is {found}, but its index says {expected}")
+            raise ValueError(f"{path}: {shortened(entry.place)} is {found}, but its index says {expected}")
         if entry.scale is not None:
             with np.errstate(over="ignore"):
                 array = (array.astype(np.float32) - np.float32(entry.zero_point)) * np.float32(entry.scale)
@@ -217,22 +216,23 @@ def open_regular(path: Path, folder: Path | None = None) -> BinaryIO:
 
     It is judged once it is open: what is then put in its place does not matter.
     """
+    name = printable(path) if folder is None else os.path.join(printable(folder), shortened(os.path.relpath(path, folder)))
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:  # the second: a name with a zero byte
-        raise ValueError(f"{printable(path)} is not there, or cannot be opened: {printable(error)}") from None
+        raise ValueError(f"{name} is not there, or cannot be opened: {getattr(error, 'strerror', error)}") from None
     file = open(descriptor, "rb")  # noqa: SIM115 - the caller closes it
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{printable(path)} is not a file")
+            raise ValueError(f"{name} is not a file")
         if folder is not None:
             real = path.resolve()
             if not real.is_relative_to(folder.resolve()) or not os.path.samestat(status, os.lstat(real)):
-                raise ValueError(f"{printable(path)} lies outside the folder")
+                raise ValueError(f"{name} lies outside the folder")
     except (ValueError, OSError, RuntimeError) as error:  # the last: links in a circle
         file.close()
-        raise ValueError(str(error)) from None
+        raise ValueError(str(error) if isinstance(error, ValueError) else f"{name} cannot be found: {error!s:.300}") from None
     return file
 
 
@@ -335,20 +335,20 @@ class FolderArrays:
         found = []
         for name in names:
             with self._open(name) as file:
-                header = read_npy_header(file, str(self.path / printable(name)))
+                header = read_npy_header(file, str(self.path / shortened(name)))
             found.append(Entry("output", name.removesuffix(".npy"), header.dtype.name, "-", header.shape, name))
         return found
 
     def _open(self, place: str) -> BinaryIO:
         if Path(place).is_absolute() or ".." in Path(place).parts:
-            raise ValueError(f"{self.path}: {printable(place)} is named in it, which lies outside the folder")
+            raise ValueError(f"{self.path}: {shortened(place)} is named in it, which lies outside the folder")
         return open_regular(self.path / place, self.path)
 
     def check(self, entry: Entry) -> None:
         if not entry.place.endswith((".npy", ".txt", ".bin")):
-            raise ValueError(f"{self.path}: {printable(entry.place)} must end in .npy, .txt or .bin")
+            raise ValueError(f"{self.path}: {shortened(entry.place)} must end in .npy, .txt or .bin")
         with self._open(entry.place) as file:
-            what, size = str(self.path / printable(entry.place)), os.fstat(file.fileno()).st_size
+            what, size = str(self.path / shortened(entry.place)), os.fstat(file.fileno()).st_size
             if entry.place.endswith(".bin"):
                 claim, fits = str(entry.nbytes), size == entry.nbytes
             elif entry.place.endswith(".txt"):  # a number and what parts it from the next take 2 bytes, and far less than 100
@@ -370,7 +370,7 @@ class FolderArrays:
     def read(self, entry: Entry) -> np.ndarray:
         little = np.dtype(entry.dtype).newbyteorder("<")
         with self._open(entry.place) as file:
-            what = str(self.path / printable(entry.place))
+            what = str(self.path / shortened(entry.place))
             if entry.place.endswith(".npy"):
                 return read_npy(file, what)
             try:
@@ -425,12 +425,12 @@ class NpzArrays:
     @contextlib.contextmanager
     def _entry(self, place: str) -> Iterator[tuple[Any, zipfile.ZipInfo]]:
         if place not in self._infos:
-            raise ValueError(f"{self.path}: the index names {printable(place)}, which is not there")
+            raise ValueError(f"{self.path}: the index names {shortened(place)}, which is not there")
         try:
             with self._zip.open(self._infos[place]) as file:
                 yield file, self._infos[place]
         except Exception as error:  # as above, and zlib.error
-            raise ValueError(f"{self.path} is damaged at {printable(place)}: {printable(error)!s:.300}") from error
+            raise ValueError(f"{self.path} is damaged at {shortened(place)}: {printable(error)!s:.300}") from error
 
     def entries(self) -> list[Entry]:
         found = []
@@ -480,9 +480,9 @@ class H5Arrays:
     def check(self, entry: Entry) -> None:
         shape = self._file.shapes.get(entry.place)
         if shape is None:
-            raise ValueError(f"{self.path}: the index names {printable(entry.place)}, which is not there")
+            raise ValueError(f"{self.path}: the index names {shortened(entry.place)}, which is not there")
         if shape != entry.shape:
-            raise ValueError(f"{self.path}: {printable(entry.place)} is {shape}, but its index says {entry.shape}")
+            raise ValueError(f"{self.path}: {shortened(entry.place)} is {shape}, but its index says {entry.shape}")
 
     def read(self, entry: Entry) -> np.ndarray:
         return _native(self._file.read(entry.place))
@@ -545,6 +545,11 @@ def save_trace(
             with archive.open("index.npy", "w") as file:
                 np.lib.format.write_array(file, np.frombuffer(index.encode(), np.uint8), allow_pickle=False)
     else:
+        count = Counter(entry.place.casefold() for entry in entries)
+        alike = [entry.name for entry in entries if count[entry.place.casefold()] > 1]
+        if alike:
+            both = f"{alike[0]} and {alike[1]} would be one file where case does not count (Windows, macOS)"
+            raise ValueError(f"{both}: save the trace as .h5 or .npz")
         with new_folder(path) as folder:
             for entry in entries:
                 (folder / entry.place).parent.mkdir(exist_ok=True)
@@ -574,7 +579,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise FileExistsError(f"{path} exists and is not an empty folder: remove it, or choose another name")
     made = [parent for parent in path.parents if not parent.exists()]
     inside = path.exists()  # then its contents are moved: it may be a mount point, or somebody's current directory
-    temporary = (path if inside else path.parent) / f".{path.name}.{secrets.token_hex(8)}.tmp"
+    temporary = (path if inside else path.parent) / temporary_name(path)
     moved: list[Path] = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

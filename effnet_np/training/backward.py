@@ -73,7 +73,7 @@ def backward(
             hook.remove()
     del output
     if loss is None:
-        tape.start(logits, _checked(output_gradient, logits))
+        tape.start(logits, output_gradient_of(output_gradient, logits))
     else:
         tape.start(loss, np.ones((), logits.dtype))
     seen: dict[str, np.ndarray] = {}
@@ -127,7 +127,7 @@ def _listen(model: Any, activations: str | Sequence[str] | None, names: dict) ->
     return [module.register_forward_hook(partial(note, name)) for name, module in model.named_modules()]
 
 
-def _checked(output_gradient: Any, logits: np.ndarray) -> np.ndarray:
+def output_gradient_of(output_gradient: Any, logits: np.ndarray) -> np.ndarray:
     gradient = np.asarray(output_gradient(logits) if callable(output_gradient) else output_gradient)
     if gradient.shape != logits.shape or gradient.dtype.kind not in "fiu":
         raise ValueError(f"output_gradient must hold numbers of shape {logits.shape}, got {gradient.dtype} {gradient.shape}")

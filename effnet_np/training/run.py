@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
 import signal
 import threading
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from effnet_np.checkpoints.files import read_json, replacing, write_json
+from effnet_np.checkpoints.files import read_json, replacing, temporary_name, write_json
 from effnet_np.training.settings import Watcher
 from effnet_np.training.trainer import Score, part
 
@@ -130,13 +129,13 @@ class Run:
 
     def write(self, output: Path, fill: Callable[[Path], None]) -> None:
         """A folder that is whole or absent: filled under another name, then renamed. A stopped run's result is replaced."""
-        temporary = output.with_name(f".{output.name}.{secrets.token_hex(8)}.tmp")
+        temporary = output.with_name(temporary_name(output))
         try:
             temporary.mkdir(parents=True)
             fill(temporary)
             old = None
             if output.exists():
-                old = output.with_name(f".{output.name}.{secrets.token_hex(8)}.old")
+                old = output.with_name(temporary_name(output))
                 os.replace(output, old)
             os.replace(temporary, output)
             if old:

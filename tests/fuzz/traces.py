@@ -35,7 +35,7 @@ def split(data: bytes) -> list[tuple[str, bytes]]:
     while at < len(data):
         end = data.index(b"\n", at)
         name, _, size = data[at:end].decode().rpartition(" ")
-        if ".." in name or name.startswith("/") or not 0 < len(name) < 200 or "\0" in name:
+        if ".." in name or name.startswith("/") or not 0 < len(name) < 200 or "\0" in name or int(size) < 0:
             raise ValueError("no bundle")
         parts.append((name, data[end + 1 : end + 1 + int(size)]))
         at = end + 1 + int(size)

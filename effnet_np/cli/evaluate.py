@@ -1,0 +1,107 @@
+"""`effnet-np evaluate`: how good a model is, on pictures whose classes are known."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from contextlib import closing
+
+from effnet_np.cli.common import MODEL_HELP, PIXELS_HELP, PROCESSOR_HELP, Commands, positive, say
+from effnet_np.images.io import MAX_PIXELS
+from effnet_np.printable import printable
+
+DESCRIPTION = """Judge a model by pictures whose classes are known: top-1 and top-5 with 95% intervals, classes, confusions,
+calibration, speed. PICTURES is a folder with a folder for each class, named by label, by WordNet id (ImageNet's) or by index;
+or a list, a line a picture: its name and its label (.csv, .tsv, or text with tabs or a space between them).
+
+  effnet-np evaluate val/ --model flowers                           the numbers, as text
+  effnet-np evaluate val/ --model flowers -o report.html            one page with plots and pictures (or .json, .txt)
+  effnet-np evaluate val/ --model lite0 --model flowers -o both.html     two models, and McNemar's test
+  effnet-np evaluate val/ --backend numpy --backend numba           the same model, computed in two ways"""
+
+
+def add(commands: Commands) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    summary = "judge a model by pictures of known class"
+    command = commands.add_parser("evaluate", help=summary, description=DESCRIPTION, formatter_class=raw)
+    command.add_argument(
+        "source", metavar="PICTURES", help="a folder of a folder for each class, or a list of files with labels"
+    )
+    command.add_argument("-o", "--output", metavar="FILE", help="where to write the report: .html, .json or .txt")
+    model_help = MODEL_HELP.replace("%(default)s", "lite0") + "; twice, to compare two"
+    command.add_argument("--model", action="append", metavar="MODEL", help=model_help)
+    command.add_argument("--processor", metavar="NAME", help=PROCESSOR_HELP)
+    backends = "numpy, numba (compiled kernels), or auto: numba where it is warmed up (default: auto); twice, to compare two"
+    command.add_argument("--backend", action="append", choices=("auto", "numpy", "numba"), help=backends)
+    command.add_argument("--calibrate", action="store_true", help="also fit the temperature that makes confidences honest")
+    command.add_argument(
+        "--batch-size", type=positive, default=8, metavar="N", help="pictures at a time (default: %(default)s)"
+    )
+    command.add_argument("--threads", type=positive, metavar="N", help="how many cores to use (default: all)")
+    command.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help=PIXELS_HELP)
+    command.add_argument("--json", action="store_true", help="print the report as JSON")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate one model or two, print and write the report; 1 where a picture could not be judged."""
+    from effnet_np.inference.evaluate import check_ending, evaluate, to_json, to_text, write
+
+    models, backends = options.model or ["lite0"], options.backend or ["auto"]
+    if max(len(models), len(backends)) > 2:
+        raise ValueError("two are compared, no more: give --model, or --backend, twice at most")
+    if options.output:
+        check_ending(options.output)  # before the work
+    count = max(len(models), len(backends))
+    chosen = list(zip((models * 2)[:count], (backends * 2)[:count], strict=True))
+    runs = []
+    for model, backend in chosen:
+        bar = Bar(model)
+        with warnings.catch_warnings(), closing(bar):
+            warnings.showwarning = lambda message, *_: say(message)
+            runs.append(
+                evaluate(
+                    options.source,
+                    model,
+                    calibrate=options.calibrate,
+                    batch_size=options.batch_size,
+                    backend=backend,
+                    threads=options.threads,
+                    image_processor=options.processor,
+                    max_pixels=options.max_pixels,
+                    progress=bar.show,
+                )
+            )
+        if len(backends) == 2:  # the same model, by another way
+            runs[-1].model = f"{model} ({backend})"
+    compared = runs[0].against(runs[1]) if count == 2 else None
+    print(to_json(runs, compared) if options.json else to_text(runs, compared))
+    if options.output:
+        write(options.output, runs, compared)
+        say(f"{options.output} written")
+    failed = len({path for run in runs for path, _ in run.failed})
+    if failed:
+        say(f"{failed} could not be judged")
+    return 1 if failed else 0
+
+
+class Bar:
+    """On a terminal, how many pictures have been judged, and how long the others will take."""
+
+    def __init__(self, title: str):
+        self.title, self.began, self.shown = title, time.monotonic(), 0.0
+
+    def show(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if not sys.stderr.isatty() or (now - self.shown < 0.2 and done < total):
+            return
+        rate = done / max(now - self.began, 1e-9)
+        line = f"{self.title}: {done} of {total} pictures, {rate:.0f} a second, {(total - done) / rate:.0f} s left"
+        print(f"\r{printable(line):<78}", end="", file=sys.stderr, flush=True)
+        self.shown = now
+
+    def close(self) -> None:
+        if self.shown:
+            print(file=sys.stderr)

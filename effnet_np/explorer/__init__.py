@@ -1,0 +1,1 @@
+"""The explorer: a page in the browser that shows the network at work, and how each of its numbers was made."""

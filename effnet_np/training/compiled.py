@@ -1,0 +1,230 @@
+"""Learning with compiled kernels: what `effnet_np.compile(model, training=True)` gives.
+
+    fast = effnet_np.compile(model.train(), training=True)
+    step = fast.backward(pixel_values, labels=labels)        # as effnet_np.backward(model, ...), many times as fast
+    optimizer = AdamW(dict(fast.named_parameters()), 1e-3)   # changes the weights where the kernels read them
+    optimizer.step(step.parameters)
+
+The network's body is kernels/training/; what follows the pool (dropout, classifier, loss) is NumPy, a number a channel.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from effnet_np import ops
+from effnet_np.kernels.target import default_threads
+from effnet_np.kernels.training.network import TrainingNetwork
+from effnet_np.kernels.training.plan import Asked
+from effnet_np.layers import BatchNorm2d, Dropout
+from effnet_np.model import EfficientNetForImageClassification, EfficientNetModel
+from effnet_np.module import LoadResult
+from effnet_np.pretrained import check_pixel_values, classification_loss
+from effnet_np.training.backward import Gradients, backward, output_gradient_of, seed_dropout, select
+from effnet_np.training.tape import Tape
+
+_all: weakref.WeakSet = weakref.WeakSet()
+
+
+class CompiledForTraining:
+    """A copy of a model that learns by kernels. `model` is that copy, in NumPy: its arrays are those that the kernels read.
+
+    So its state dict, its modes (`train`, `eval`, of single layers too), momenta and dropout generators are `model`'s, and
+    whatever is set there counts here. Several Python threads may call it; they take turns.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, model: EfficientNetForImageClassification | EfficientNetModel, threads: int | None = None):
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise ValueError(f"threads must be a whole number of at least 1, or None for all cores, got {threads!r}")
+        refuse(model)
+        self.threads = threads or default_threads()
+        self.model = copy.deepcopy(model)
+        self.config, self.image_processor = self.model.config, self.model.image_processor
+        self.classifies = isinstance(model, EfficientNetForImageClassification)
+        self._backbone = self.model.efficientnet if self.classifies else self.model
+        self._prefix = "efficientnet." if self.classifies else ""
+        learnt = {name for name, _ in self.model.named_parameters()}
+        self._network = TrainingNetwork(
+            self.model.state_dict(), learnt, self._prefix, copy.deepcopy(model.config), self.threads
+        )
+        for key, module, name in self.model._state():
+            if key in self._network.parameters.arrays:
+                setattr(module, name, self._network.parameters.arrays[key])
+        self._lock = threading.Lock()
+        _all.add(self)
+
+    # -- what people call on a model ------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> CompiledForTraining:
+        """Batch statistics and dropout, or neither; of single layers: on `model`."""
+        self.model.train(mode)
+        return self
+
+    def eval(self) -> CompiledForTraining:
+        return self.train(False)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Every parameter and buffer by name: the arrays that the kernels read, not copies."""
+        return self.model.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray], strict: bool = True) -> LoadResult:
+        return self.model.load_state_dict(state, strict)
+
+    def named_parameters(self) -> Iterator[tuple[str, np.ndarray]]:
+        return self.model.named_parameters()
+
+    def __repr__(self) -> str:
+        return f"CompiledForTraining({self.model!r}, {self.threads} threads, {self._network.bytes / 1e6:.0f} MB)"
+
+    # -- learning -------------------------------------------------------------------------------------------------
+
+    def backward(
+        self,
+        pixel_values: np.ndarray,
+        labels: Any = None,
+        output_gradient: np.ndarray | Callable[[np.ndarray], np.ndarray] | None = None,
+        activations: str | Sequence[str] | None = None,
+        parameters: str | Sequence[str] | None = "*",
+        pixel_gradient: bool = True,
+        label_smoothing: float = 0.0,
+        seed: int | Sequence[int] | None = None,
+    ) -> Gradients:
+        """As `effnet_np.backward`, of whose arguments it takes all.
+
+        Where `activations` are asked for, NumPy answers, from the same weights: the kernels fuse most of them away. Raises
+        ValueError where some batch norms use the batch's statistics and others stored ones.
+        """
+        with self._lock:
+            if activations is not None:
+                return backward(
+                    self.model, pixel_values, labels, output_gradient, activations, parameters, pixel_gradient,
+                    label_smoothing, seed,
+                )  # fmt: skip
+            found = self._backward(pixel_values, labels, output_gradient, parameters, pixel_gradient, label_smoothing, seed)
+            found.parameters = {name: array.copy() for name, array in found.parameters.items()}
+            return found
+
+    def _backward(self, pixel_values, labels, output_gradient, parameters, pixel_gradient, label_smoothing, seed) -> Gradients:
+        """The same, but for the gradients: they are those that the next call writes over."""
+        if (labels is None) == (output_gradient is None):
+            raise ValueError(
+                "give either labels, for the model's own loss, or output_gradient, dL/d logits for a loss of your own"
+            )
+        if labels is not None and not self.classifies:
+            raise ValueError("a backbone has no loss: give output_gradient, dL/d pooler_output, in place of labels")
+        images = np.ascontiguousarray(check_pixel_values(self.config, pixel_values, np.float32))
+        wanted = select(dict(self.model.named_parameters()), parameters, "parameter")
+        if seed is not None:
+            seed_dropout(self.model, seed)
+        asked, momenta = self._asked(images.shape, wanted, pixel_gradient)
+        masks = self._masks(asked)
+        network = self._network
+        pooled = network.forward(images, asked, momenta, masks)
+        if asked.batch_statistics:
+            for _, module in self._norms():
+                module.num_batches_tracked += 1
+        head = [self.model.classifier.weight, self.model.classifier.bias] if self._has_classifier() else []
+        with Tape([pooled, *head]) as tape:
+            logits = (
+                self.model.classifier(self.model.dropout(pooled)) if self.classifies else ops.flatten(pooled[:, :, None, None])
+            )
+            loss = None
+            if labels is not None:
+                loss = classification_loss(self.config, logits, np.asarray(labels), label_smoothing)
+        if loss is None:
+            tape.start(logits, output_gradient_of(output_gradient, logits))
+        else:
+            tape.start(loss, np.ones((), logits.dtype))
+        tape.walk_back()
+        dpooled = tape.gradient(pooled)
+        pixels = np.zeros_like(images) if pixel_gradient else None
+        found: dict[str, np.ndarray] = {}
+        if dpooled is not None:
+            network.backward(dpooled.reshape(pooled.shape), pixels)
+            found = {name: network.parameters.gradients[name] for name in wanted if name.startswith(self._prefix)}
+        for name, array in zip(("classifier.weight", "classifier.bias"), head, strict=False):
+            gradient = tape.gradient(array)
+            if name in wanted and gradient is not None:
+                found[name] = network.parameters.gradients[name]
+                found[name][...] = gradient
+        return Gradients(loss, logits, {name: found[name] for name in wanted if name in found}, {}, pixels)
+
+    def _has_classifier(self) -> bool:
+        return self.classifies and self.model.num_labels > 0
+
+    def _norms(self) -> list[tuple[str, BatchNorm2d]]:
+        return [(name, module) for name, module in self._backbone.named_modules() if isinstance(module, BatchNorm2d)]
+
+    def _asked(self, shape: tuple[int, ...], wanted: Mapping[str, Any], pixels: bool) -> tuple[Asked, dict[str, float]]:
+        norms = self._norms()
+        modes = {module.training for _, module in norms}
+        if len(modes) > 1:
+            raise ValueError("some batch norms use the batch's statistics and others stored ones: the kernels take one for all")
+        count, _, height, width = shape
+        blocks = self.config.blocks()
+        if modes == {True}:
+            last = self.config.architecture().sizes(height, width)[-1]
+            if count * last[0] * last[1] < 2:
+                size = (count, self.config.head_channels, *last)
+                raise ValueError(f"batch norm in training needs more than one value a channel, got an input of shape {size}")
+        names = [name.removeprefix(self._prefix) for name in wanted if name.startswith(self._prefix)]
+        parts = [part_of(name, len(blocks)) for name in names if not name.startswith("classifier.")]
+        first = -1 if pixels else min(parts, default=len(blocks) + 1)
+        layers = self._backbone.encoder.blocks
+        drops = [spec.index for spec, block in zip(blocks, layers, strict=True) if spec.residual and drops_now(block)]
+        asked = Asked(count, height, width, first, modes == {True}, tuple(drops), pixels)
+        return asked, {name: float(module.momentum) for name, module in norms}
+
+    def _masks(self, asked: Asked) -> dict[int, np.ndarray]:
+        """For each block that drops: what its branch is multiplied by, as `Dropout` draws it."""
+        masks, size = {}, self.config.architecture().sizes(asked.height, asked.width)
+        for index in asked.drops:
+            layer, channels = self._backbone.encoder.blocks[index].projection.dropout, self.config.blocks()[index].out_channels
+            masks[index] = factors(layer, (asked.images, channels, *size[index + 1]))
+        return masks
+
+
+def factors(layer: Dropout, shape: tuple[int, ...]) -> np.ndarray:
+    """What that layer multiplies an array of that shape by: 0, or 1 / (1 - rate)."""
+    shape = (shape[0], *[1] * (len(shape) - 1)) if layer.per_picture else shape
+    keep = layer.generator.random(shape, np.float32) >= layer.rate
+    return np.multiply(keep, np.float32(1 / (1 - layer.rate) if layer.rate < 1 else 0), dtype=np.float32)
+
+
+def drops_now(block: Any) -> bool:
+    return block.projection.dropout.training and block.projection.dropout.rate > 0
+
+
+def part_of(name: str, blocks: int) -> int:
+    """Where in the network a parameter of the backbone is: -1 the stem, 0.. its block, `blocks` the head."""
+    if name.startswith("embeddings."):
+        return -1
+    return int(name.split(".")[2]) if name.startswith("encoder.blocks.") else blocks
+
+
+def refuse(model: Any) -> None:
+    """TypeError or ValueError for a model that the kernels of training do not take."""
+    if not isinstance(model, (EfficientNetForImageClassification, EfficientNetModel)):
+        raise TypeError(f"only a model of effnet_np in NumPy can be compiled for training, got {type(model).__name__}")
+    if callable(model.config.hidden_act):
+        raise ValueError("hidden_act is a Python function, which the kernels cannot call: effnet_np.backward takes it")
+    if model.dtype != np.float32:
+        raise ValueError(f"the kernels learn in float32, the model is in {model.dtype}: effnet_np.backward takes it")
+
+
+def _after_fork() -> None:
+    for compiled in list(_all):
+        compiled._lock = threading.Lock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,96 @@
+"""What each layer has in the panels' memory: made once for a network, whatever pictures come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from effnet_np.kernels.product import Panel
+from effnet_np.kernels.record import At
+from effnet_np.kernels.training.norm import Norm
+from effnet_np.kernels.training.state import Panels, Parameters
+
+
+@dataclass
+class Stem:
+    there: Panel
+    back: Panel
+    norm: Norm
+
+
+@dataclass
+class Wide:
+    """A wide 1x1 convolution with its norm: an expansion, or the head."""
+
+    name: str
+    norm_name: str
+    there: Panel
+    back: Panel
+    folded: Panel
+    norm: Norm
+
+
+@dataclass
+class Excite:
+    name: str
+    reduce: tuple[Panel, Panel]
+    expand: tuple[Panel, Panel]
+
+
+@dataclass
+class Block:
+    spec: object
+    name: str
+    expand: Wide | None
+    taps: At
+    taps_back: At
+    depthwise_norm: Norm
+    excite: Excite | None
+    project: tuple[Panel, Panel]
+    project_norm: Norm
+
+
+@dataclass
+class Layers:
+    panels: Panels
+    stem: Stem
+    blocks: list[Block]
+    head: Wide
+
+
+def wide(panels: Panels, conv: str, norm: str, outputs: int, inputs: int) -> Wide:
+    there, back = panels.matrix(conv + ".weight", outputs, inputs)
+    return Wide(conv, norm, there, back, panels.folded(outputs, inputs), panels.norm(norm, outputs))
+
+
+def layers(parameters: Parameters, prefix: str, config) -> Layers:
+    """Places for everything, in the order of the network."""
+    panels = Panels(parameters, prefix, config)
+    columns = 9 * config.num_channels
+    stem = Stem(
+        *panels.matrix("embeddings.convolution.weight", config.stem_channels, columns, inputs=columns),
+        panels.norm("embeddings.batchnorm", config.stem_channels),
+    )
+    blocks = [block(panels, spec) for spec in config.blocks()]
+    last = config.blocks()[-1].out_channels
+    head = wide(panels, "encoder.top_conv", "encoder.top_bn", config.head_channels, last)
+    return Layers(panels, stem, blocks, head)
+
+
+def block(panels: Panels, spec) -> Block:
+    name, channels, squeezed = f"encoder.blocks.{spec.index}.", spec.expanded_channels, spec.squeeze_channels
+    expand = None
+    if spec.expand_ratio != 1:
+        expand = wide(panels, name + "expansion.expand_conv", name + "expansion.expand_bn", channels, spec.in_channels)
+    factor = 1 / panels.inner if expand else 1.0
+    taps, taps_back = panels.taps(name + "depthwise_conv.depthwise_conv.weight", channels, spec.kernel_size, factor)
+    excite, gates = None, name + "squeeze_excite."
+    if squeezed:
+        excite = Excite(
+            gates,
+            panels.matrix(gates + "reduce.weight", squeezed, channels, gates + "reduce.bias"),
+            panels.matrix(gates + "expand.weight", channels, squeezed, gates + "expand.bias"),
+        )
+    project = panels.matrix(name + "projection.project_conv.weight", spec.out_channels, channels)
+    depthwise_norm = panels.norm(name + "depthwise_conv.depthwise_norm", channels)
+    project_norm = panels.norm(name + "projection.project_bn", spec.out_channels, activated=False)
+    return Block(spec, name, expand, taps, taps_back, depthwise_norm, excite, project, project_norm)

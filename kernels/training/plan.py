@@ -1,0 +1,596 @@
+"""The passes of a step of learning, forward and back, as a list of steps for one shape of batch. Read ../plan.py first.
+
+A block, in the words of project.py and its neighbours: X goes in, D is the depthwise convolution's output, P the projection's;
+both are stored as they are, before their batch norms, with the moments of their channels. They, X and a few numbers a channel
+are all that the way back needs: an expanded map is never stored, an activated one neither.
+
+What lies before the first layer that learns (`first`) is computed in memory that all such blocks share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from effnet_np.kernels.arena import Arena
+from effnet_np.kernels.depthwise import Taps, Window, plan_ring, rows_name
+from effnet_np.kernels.head import MAX, MEAN
+from effnet_np.kernels.record import Activation, At, Cut, Real, Step  # noqa: F401
+from effnet_np.kernels.stem import StemLayer
+from effnet_np.kernels.table import CLAMPS, CODES
+from effnet_np.kernels.target import BYTES, VECTORS, WIDTH
+from effnet_np.kernels.tiling import blocks_of, ceil_div, cut
+from effnet_np.kernels.training.batch import BatchMap, Partial, pieces_of, stretch_of
+from effnet_np.kernels.training.depthwise import DepthwiseBackward, DepthwiseForward, ReduceTaps, plan_back
+from effnet_np.kernels.training.expand import ExpandBackward, ExpandMoments
+from effnet_np.kernels.training.head import HeadBackward, HeadForward
+from effnet_np.kernels.training.layers import Block, Layers, Wide
+from effnet_np.kernels.training.matrices import Fold, Reduce
+from effnet_np.kernels.training.norm import MOMENTS, SUMS, Norm, NormBackward, NormForward, cut_blocks
+from effnet_np.kernels.training.outer import rounded
+from effnet_np.kernels.training.project import (
+    STRETCH,
+    Normalise,
+    NormInput,
+    NormSums,
+    ProjectBackward,
+    ProjectForward,
+    ProjectWeights,
+)
+from effnet_np.kernels.training.squeeze import ACTIVATE, GATE, Dense, DenseBackward, Squeeze
+from effnet_np.kernels.training.stem import StemBackward, StemForward, StemSlope
+
+TASKS = 32  # so many tasks or more, where the shapes allow it
+WEIGHT_PIECES = 8 << 20  # bytes that the pieces of a weight gradient may fill
+ROOM = 384 * 1024  # bytes of scratch
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a plan is made for."""
+
+    images: int
+    height: int
+    width: int
+    first: int  # the first part that learns: -1 the stem, then the blocks, the head, the classifier
+    batch_statistics: bool
+    drops: tuple[int, ...]  # blocks whose residual branch is masked
+    pixels: bool  # whether the gradient of the pictures is wanted
+
+
+@dataclass
+class BlockMaps:
+    """What the way back reads of a block."""
+
+    source: BatchMap
+    raw: BatchMap
+    projected: BatchMap
+    target: BatchMap
+    mask: BatchMap | None
+    gates: BatchMap | None = None
+    means: BatchMap | None = None
+    reduced: BatchMap | None = None
+    squeezed: BatchMap | None = None
+
+
+@dataclass
+class TrainingPlan:
+    """forward and backward steps; where the host reads and writes; how large each memory has to be."""
+
+    forward: list[Step]
+    backward: list[Step]
+    pooled: BatchMap
+    masks: dict[int, BatchMap]
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def scratch_bytes(self) -> int:
+        steps = self.forward + self.backward
+        return ceil_div(max(step.scratch for step in steps), 4096) * 4096 + 4096
+
+
+class Planner:
+    """Walks through the network there and back."""
+
+    def __init__(self, config, layers: Layers, asked: Asked, momenta: dict[str, float]):
+        self.config, self.layers, self.asked, self.momenta = config, layers, asked, momenta
+        self.panels, self.arena = layers.panels, Arena()
+        self.sizes: dict[str, int] = {}
+        low, high = CLAMPS.get(config.hidden_act, (0.0, 0.0))
+        self.activation = Activation(CODES[config.hidden_act], low, high)
+
+    # -- memory ---------------------------------------------------------------------------------------------------
+
+    def map(self, channels: int, height: int = 1, width: int = 1, base: str = "arena") -> BatchMap:
+        """A map of the batch with a place of its own, or in the memory of that name, which others use before and after."""
+        whole = BatchMap(0, channels, self.asked.images, height, width, base)
+        if base == "arena":
+            return BatchMap(self.arena.reserve(whole.bytes).offset, *list(vars(whole).values())[1:])
+        self.sizes[base] = max(self.sizes.get(base, 0), whole.bytes + 64)
+        return whole
+
+    def partial(self, base: str, piece: int, pieces: int) -> Partial:
+        self.sizes[base] = max(self.sizes.get(base, 0), piece * pieces)
+        return Partial(At(base, 0), piece, pieces)
+
+    def kept(self, index: int) -> bool:
+        return index >= self.asked.first
+
+    # -- steps that every layer has -------------------------------------------------------------------------------
+
+    def norm_forward(self, name: str, norm: Norm, channels: int, count: int, moments: Partial | None) -> NormForward:
+        batch = self.asked.batch_statistics
+        return NormForward(
+            cut=cut_blocks(blocks_of(channels)),
+            norm=norm,
+            moments=moments if batch else None,
+            channels=channels,
+            eps=self.config.batch_norm_eps,
+            momentum=self.momenta[name],
+            unbias=count / max(1, count - 1),
+        )
+
+    def norm_backward(self, name: str, norm: Norm, channels: int, count: int, sums: Partial) -> NormBackward:
+        return NormBackward(
+            cut=cut_blocks(blocks_of(channels)),
+            norm=norm,
+            sums=sums,
+            channels=channels,
+            share=1 / count if self.asked.batch_statistics else 0.0,
+            dweight=self.panels.gradient(name + ".weight"),
+            dbias=self.panels.gradient(name + ".bias"),
+        )
+
+    def moments(self, blocks: int, pieces: int) -> Partial:
+        return self.partial("moments", blocks * MOMENTS * BYTES, pieces)
+
+    def sums(self, blocks: int, pieces: int) -> Partial:
+        return self.partial("sums", blocks * SUMS * BYTES, pieces)
+
+    def range_pieces(self, blocks: int, positions: int) -> int:
+        """Into how many ranges positions are cut, for tasks that have a group of blocks each."""
+        return min(pieces_of(positions), max(ceil_div(TASKS, ceil_div(blocks, VECTORS)), positions // 16384))
+
+    # -- forward --------------------------------------------------------------------------------------------------
+
+    def wide_norm(self, wide: Wide, source: BatchMap, outputs: int) -> Iterator[Step]:
+        """The statistics of a wide convolution, and its weights with them folded in."""
+        blocks, moments = blocks_of(outputs), None
+        if self.asked.batch_statistics:
+            pieces = self.range_pieces(blocks, source.positions)
+            moments = self.moments(blocks, pieces)
+            yield ExpandMoments(
+                cut=cut(blocks, pieces),
+                source=source.map,
+                positions=source.positions,
+                stretch=min(STRETCH, source.positions),
+                inputs=source.channels,
+                outputs=outputs,
+                matrix=wide.there,
+                moments=moments,
+            )
+        yield self.norm_forward(wide.norm_name, wide.norm, outputs, source.positions, moments)
+
+    def stem_layer(self) -> StemLayer:
+        row = ceil_div(self.asked.width + 2, 16) * 64
+        there = self.layers.stem.there
+        return StemLayer(
+            At("image", 0), self.config.num_channels, self.asked.height, self.asked.width, row, there.weights, there.bias
+        )
+
+    def stem(self, raw: BatchMap, target: BatchMap) -> Iterator[Step]:
+        bands = max(1, min(raw.height, max(raw.height // 16, ceil_div(16, raw.images))))
+        moments = self.moments(raw.blocks, bands * raw.images)
+        yield StemForward(
+            cut=Cut(1, raw.blocks, bands * raw.images, 1),
+            stem_layer=self.stem_layer(),
+            channels=raw.channels,
+            height=raw.height,
+            width=raw.width,
+            bands=bands,
+            target=raw.map,
+            moments=moments,
+        )
+        norm = self.layers.stem.norm
+        yield self.norm_forward("embeddings.batchnorm", norm, raw.channels, raw.positions, moments)
+        yield self.normalise(raw, norm, target, activates=True)
+
+    def normalise(self, raw, norm, target, mask=None, residual=None, activates=False) -> Normalise:
+        return Normalise(
+            cut=Cut(1, raw.blocks, pieces_of(raw.positions), 1),
+            raw=raw.map,
+            positions=raw.positions,
+            norm=norm,
+            mask=mask.map if mask else None,
+            residual=residual.map if residual else None,
+            target=target.map,
+            activates=int(activates),
+            activation=self.activation,
+        )
+
+    def bands(self, height: int) -> int:
+        """Into how many bands of rows a picture is cut where few pictures make few tasks."""
+        return max(1, min(height // 8, ceil_div(16, self.asked.images)))
+
+    def depthwise(self, block: Block, maps: BlockMaps) -> Iterator[Step]:
+        spec, source, target = block.spec, maps.source, maps.raw
+        window = Window(
+            spec.kernel_size, spec.stride, spec.padding[0], source.height, source.width, target.height, target.width
+        )
+        bands = self.bands(target.height)
+        tasks = cut(target.blocks, bands * target.images, bands_first=False)
+        chunk, ring = plan_ring(window, ceil_div(target.blocks, tasks.groups), ceil_div(window.out_height, bands))
+        moments = self.moments(target.blocks, tasks.bands)
+        yield DepthwiseForward(
+            cut=tasks,
+            source=source.map,
+            inputs=source.channels,
+            expand=block.expand.folded if block.expand else None,
+            channels=target.channels,
+            window=window,
+            taps=Taps(block.taps, self.panels.zeros, window.kernel, window.stride),
+            ring=ring,
+            chunk=chunk,
+            bands=bands,
+            target=target.map,
+            moments=moments,
+            activation=self.activation,
+            rows=rows_name(window.kernel, window.stride),
+        )
+        name = block.name + "depthwise_conv.depthwise_norm"
+        yield self.norm_forward(name, block.depthwise_norm, target.channels, target.positions, moments)
+
+    def squeeze(self, block: Block, maps: BlockMaps) -> Iterator[Step]:
+        raw, squeezed, excite = maps.raw, block.spec.squeeze_channels, block.excite
+        base = "arena" if self.kept(block.spec.index) else "frozen squeeze {}"
+        maps.means, maps.gates = self.map(raw.channels, base=base.format(0)), self.map(raw.channels, base=base.format(1))
+        maps.reduced, maps.squeezed = self.map(squeezed, base=base.format(2)), self.map(squeezed, base=base.format(3))
+        yield Squeeze(
+            cut=cut(raw.blocks, raw.images, bands_first=False),
+            raw=raw.map,
+            pixels=raw.pixels,
+            norm=block.depthwise_norm,
+            scale=1 / raw.pixels,
+            target=maps.means.map,
+            activation=self.activation,
+        )
+        layers = ((maps.means, excite.reduce, maps.reduced, maps.squeezed, ACTIVATE),)
+        for source, matrix, output, then, kind in (*layers, (maps.squeezed, excite.expand, maps.gates, maps.gates, GATE)):
+            yield Dense(
+                cut=cut(output.blocks),
+                source=source.map,
+                images=source.images,
+                inputs=source.channels,
+                outputs=output.channels,
+                matrix=matrix[0],
+                raw=output.map,
+                then=kind,
+                target=then.map,
+                activation=self.activation,
+                factor=self.panels.inner,
+            )
+
+    def project(self, block: Block, maps: BlockMaps) -> Iterator[Step]:
+        source, target = maps.raw, maps.projected
+        pieces = pieces_of(source.positions)
+        moments = self.moments(target.blocks, pieces)
+        yield ProjectForward(
+            cut=Cut(1, target.blocks, pieces, 1),
+            source=source.map,
+            inputs=source.channels,
+            input_blocks=source.blocks,
+            outputs=target.channels,
+            positions=source.positions,
+            pixels=source.pixels,
+            stretch=stretch_of(source.channels, source.positions),
+            norm=block.depthwise_norm,
+            gates=maps.gates.map if maps.gates else None,
+            matrix=block.project[0],
+            target=target.map,
+            moments=moments,
+            activation=self.activation,
+        )
+        name = block.name + "projection.project_bn"
+        yield self.norm_forward(name, block.project_norm, target.channels, target.positions, moments)
+        yield self.normalise(target, block.project_norm, maps.target, maps.mask, maps.source if block.spec.residual else None)
+
+    def block(self, block: Block, maps: BlockMaps) -> Iterator[Step]:
+        if block.expand:
+            yield from self.wide_norm(block.expand, maps.source, block.spec.expanded_channels)
+            yield self.fold(block.expand, block.spec.expanded_channels)
+        yield from self.depthwise(block, maps)
+        if block.excite:
+            yield from self.squeeze(block, maps)
+        yield from self.project(block, maps)
+
+    def fold(self, wide: Wide, outputs: int) -> Fold:
+        return Fold(cut=cut(blocks_of(outputs)), source=wide.there.weights, target=wide.folded, norm=wide.norm)
+
+    def head(self, source: BatchMap, pooled: BatchMap) -> Iterator[Step]:
+        head = self.layers.head
+        yield from self.wide_norm(head, source, pooled.channels)
+        yield HeadForward(matrix=head.there, target=pooled.map, **self.head_fields(source, pooled))
+
+    def head_fields(self, source: BatchMap, pooled: BatchMap) -> dict:
+        largest = self.config.pooling_type == "max"
+        return {
+            "cut": cut(pooled.blocks, source.images),
+            "source": source.map,
+            "inputs": source.channels,
+            "outputs": pooled.channels,
+            "pixels": source.pixels,
+            "norm": self.layers.head.norm,
+            "pool": MAX if largest else MEAN,
+            "scale": 1.0 if largest else 1 / source.pixels,
+            "activation": self.activation,
+        }
+
+    # -- the way back ---------------------------------------------------------------------------------------------
+
+    def wide_back(self, wide: Wide, source, gradient, sums, target, residual) -> Iterator[Step]:
+        """From dz of a wide convolution's activation to its weights, its norm and its input."""
+        outputs, inputs = gradient.channels, source.channels
+        yield self.norm_backward(wide.norm_name, wide.norm, outputs, source.positions, sums)
+        size = gradient.blocks * WIDTH * source.blocks * BYTES
+        pieces = min(pieces_of(source.positions), max(4, WEIGHT_PIECES // size))
+        partial = self.partial("weight pieces", size, pieces)
+        yield ExpandBackward(
+            cut=Cut(1, gradient.blocks, pieces, 1),
+            source=source.map,
+            positions=source.positions,
+            stretch=stretch_of(outputs, source.positions),
+            inputs=inputs,
+            outputs=outputs,
+            input_blocks=source.blocks,
+            matrix=wide.there,
+            back=wide.back,
+            gradient=gradient.map,
+            norm=wide.norm,
+            stored=int(not self.asked.batch_statistics),
+            partial=partial,
+            target=target.map if target else None,
+            residual=residual.map.address if residual and target else None,
+        )
+        yield self.reduce(wide.name, outputs, inputs, partial, Cut(1, source.blocks, 16, 1), 0)
+
+    def reduce(self, name: str, rows: int, columns: int, partial: Partial, tasks: Cut, room: int) -> Reduce:
+        return Reduce(
+            cut=tasks, partial=partial, rows=rows, columns=columns, room=room, target=self.panels.gradient(name + ".weight")
+        )
+
+    def head_back(self, source: BatchMap, pooled: BatchMap, target: BatchMap | None) -> Iterator[Step]:
+        head = self.layers.head
+        gradient = self.map(pooled.channels, source.height, source.width, "expanded dz")
+        sums = self.sums(gradient.blocks, source.images)
+        dpooled = self.map(pooled.channels, base="dpooled")
+        fields = self.head_fields(source, pooled)
+        yield HeadBackward(matrix=head.there, gradient=dpooled.map, target=gradient.map, sums=sums, **fields)
+        yield from self.wide_back(head, source, gradient, sums, target, None)
+
+    def project_back(self, block: Block, maps: BlockMaps, gradient: BatchMap) -> Iterator[Step]:
+        """From the gradient of the block's output to dz of the depthwise convolution's norm, whose map this gives."""
+        projected, raw, norm = maps.projected, maps.raw, block.project_norm
+        pieces, mask = pieces_of(projected.positions), maps.mask.map if maps.mask else None
+        sums = self.sums(projected.blocks, pieces)
+        tasks = Cut(1, projected.blocks, pieces, 1)
+        same = {"cut": tasks, "raw": projected.map, "gradient": gradient.map, "mask": mask, "norm": norm}
+        yield NormSums(positions=projected.positions, sums=sums, **same)
+        name = block.name + "projection.project_bn"
+        yield self.norm_backward(name, norm, projected.channels, projected.positions, sums)
+        draw = self.map(projected.channels, projected.height, projected.width, "draw")
+        yield NormInput(positions=projected.positions, target=draw.map, **same)
+        yield from self.project_weights(block, maps, draw)
+        means = None
+        if block.excite:
+            yield from self.squeeze_back(block, maps)
+            means = self.map(raw.channels, base="dmeans")
+        pieces = self.range_pieces(raw.blocks, raw.positions)
+        sums = self.sums(raw.blocks, pieces)
+        yield ProjectBackward(
+            cut=cut(raw.blocks, pieces),
+            draw=draw.map,
+            inputs=raw.channels,
+            outputs=draw.channels,
+            positions=raw.positions,
+            pixels=raw.pixels,
+            stretch=min(STRETCH, raw.positions),
+            back=block.project[1],
+            raw=raw.map,
+            norm=block.depthwise_norm,
+            gates=maps.gates.map if maps.gates else None,
+            means=means.map if means else None,
+            target=self.map(raw.channels, raw.height, raw.width, "dz").map,
+            sums=sums,
+            activation=self.activation,
+        )
+        name = block.name + "depthwise_conv.depthwise_norm"
+        yield self.norm_backward(name, block.depthwise_norm, raw.channels, raw.positions, sums)
+
+    def project_weights(self, block: Block, maps: BlockMaps, draw: BatchMap) -> Iterator[Step]:
+        raw = maps.raw
+        groups, room = ceil_div(raw.blocks, VECTORS), rounded(draw.channels)
+        pieces = min(raw.images, max(1, ceil_div(TASKS, groups)))
+        partial = self.partial("weight pieces", raw.blocks * room * BYTES, pieces)
+        yield ProjectWeights(
+            cut=cut(raw.blocks, pieces),
+            source=raw.map,
+            inputs=raw.channels,
+            outputs=draw.channels,
+            images=raw.images,
+            pixels=raw.pixels,
+            stretch=min(STRETCH, raw.pixels),
+            norm=block.depthwise_norm,
+            gates=maps.gates.map if maps.gates else None,
+            draw=draw.map,
+            back=block.project[1],
+            room=room,
+            partial=partial,
+            dgates=self.map(raw.channels, base="dgates").map if maps.gates else None,
+            activation=self.activation,
+        )
+        name = block.name + "projection.project_conv"
+        yield self.reduce(name, draw.channels, raw.channels, partial, cut(raw.blocks), room)
+
+    def squeeze_back(self, block: Block, maps: BlockMaps) -> Iterator[Step]:
+        excite, channels, squeezed = block.excite, maps.raw.channels, block.spec.squeeze_channels
+        dgates, de = self.map(channels, base="dgates"), self.map(channels, base="de")
+        dreduced, dmeans = self.map(squeezed, base="dreduced"), self.map(channels, base="dmeans")
+        same = {"images": maps.raw.images, "activation": self.activation, "factor": self.panels.inner}
+        for name, source, matrix, then, gradient, raw, target in (
+            ("expand", maps.squeezed, None, GATE, dgates, maps.gates, de),
+            ("reduce", maps.means, excite.expand[1], ACTIVATE, de, maps.reduced, dreduced),
+        ):
+            yield DenseBackward(
+                cut=cut(target.blocks),
+                source=source.map,
+                inputs=source.channels,
+                outputs=target.channels,
+                then=then,
+                gradient=gradient.map,
+                matrix=matrix,
+                raw=raw.map,
+                target=target.map,
+                dweight=self.panels.gradient(f"{excite.name}{name}.weight"),
+                dbias=self.panels.gradient(f"{excite.name}{name}.bias"),
+                **same,
+            )
+        yield Dense(
+            cut=cut(dmeans.blocks),
+            source=dreduced.map,
+            inputs=squeezed,
+            outputs=channels,
+            matrix=excite.reduce[1],
+            raw=dmeans.map,
+            then=0,
+            target=dmeans.map,
+            **same,
+        )
+
+    def depthwise_back(self, block: Block, maps: BlockMaps, gradient, target) -> Iterator[Step]:
+        """From dz of the depthwise convolution's norm to the block's input; target: where its gradient goes, if it is wanted."""
+        spec, source, raw = block.spec, maps.source, maps.raw
+        window = Window(spec.kernel_size, spec.stride, spec.padding[0], source.height, source.width, raw.height, raw.width)
+        bands = self.bands(source.height)
+        tasks = cut(raw.blocks, bands * raw.images, bands_first=False)
+        chunk, ring = plan_back(window, ceil_div(raw.blocks, tasks.groups), ceil_div(window.height, bands), ROOM)
+        taps = spec.kernel_size**2
+        partial = self.partial("tap pieces", raw.blocks * taps * BYTES, tasks.bands)
+        wide, to, sums = block.expand, target, None
+        if wide:
+            to = self.map(raw.channels, source.height, source.width, "expanded dz")
+            sums = self.sums(raw.blocks, tasks.bands)
+        residual = gradient if spec.residual else None
+        yield DepthwiseBackward(
+            cut=tasks,
+            source=source.map,
+            inputs=source.channels,
+            expand=wide.there if wide else None,
+            channels=raw.channels,
+            window=window,
+            taps=Taps(block.taps_back, self.panels.zeros, window.kernel, 1),
+            ring=ring,
+            chunk=chunk,
+            bands=bands,
+            raw=raw.map,
+            gradient=self.map(raw.channels, raw.height, raw.width, "dz").map,
+            norm=block.depthwise_norm.ready,
+            before=wide.norm.ready if wide else None,
+            sums=sums,
+            partial=partial,
+            target=to.map if to else None,
+            residual=residual.map if residual and to and not wide else None,
+            activation=self.activation,
+            rows=rows_name(window.kernel, 1),
+        )
+        yield ReduceTaps(
+            cut=Cut(raw.blocks, raw.blocks, 1, 1),
+            partial=partial,
+            channels=raw.channels,
+            taps=taps,
+            target=self.panels.gradient(block.name + "depthwise_conv.depthwise_conv.weight"),
+        )
+        if wide:
+            yield from self.wide_back(wide, source, to, sums, target, residual)
+
+    def stem_back(self, raw: BatchMap, gradient: BatchMap) -> Iterator[Step]:
+        stem, pieces = self.layers.stem, pieces_of(raw.positions)
+        sums = self.sums(raw.blocks, pieces)
+        yield StemSlope(
+            cut=Cut(1, raw.blocks, pieces, 1),
+            positions=raw.positions,
+            raw=raw.map,
+            gradient=gradient.map,
+            norm=stem.norm,
+            sums=sums,
+            activation=self.activation,
+        )
+        yield self.norm_backward("embeddings.batchnorm", stem.norm, raw.channels, raw.positions, sums)
+        columns = 9 * self.config.num_channels
+        size = raw.blocks * WIDTH * blocks_of(columns) * BYTES
+        partial = self.partial("weight pieces", size, min(raw.images, TASKS))
+        yield StemBackward(
+            cut=Cut(1, raw.blocks, partial.pieces, 1),
+            stem_layer=self.stem_layer(),
+            images=raw.images,
+            channels=raw.channels,
+            height=raw.height,
+            width=raw.width,
+            raw=raw.map,
+            gradient=gradient.map,
+            norm=stem.norm,
+            partial=partial,
+            back=stem.back,
+            pixels=At("pixels", 0) if self.asked.pixels else None,
+        )
+        tasks = Cut(1, blocks_of(columns), 4, 1)
+        yield self.reduce("embeddings.convolution", raw.channels, columns, partial, tasks, 0)
+
+    # -- all of it ------------------------------------------------------------------------------------------------
+
+    def plan(self) -> TrainingPlan:
+        config, asked = self.config, self.asked
+        size = config.stem_size(asked.height, asked.width)
+        raw = self.map(config.stem_channels, *size, "arena" if self.kept(-1) else "frozen raw")
+        source = self.map(config.stem_channels, *size, "arena" if self.kept(0) else "frozen x 1")
+        forward: list[Step] = [*self.panels.steps, *self.stem(raw, source)]
+        maps: list[BlockMaps] = []
+        for block in self.layers.blocks:
+            maps.append(self.block_maps(block, source))
+            forward += self.block(block, maps[-1])
+            source = maps[-1].target
+        pooled = self.map(config.head_channels)
+        forward += self.head(source, pooled)
+        backward = list(self.backward(raw, maps, source, pooled))
+        masks = {index: each.mask for index, each in enumerate(maps) if each.mask}
+        self.sizes["arena"] = self.arena.bytes
+        return TrainingPlan(forward, backward, pooled, masks, self.sizes)
+
+    def block_maps(self, block: Block, source: BatchMap) -> BlockMaps:
+        spec, kept = block.spec, self.kept(block.spec.index)
+        size = spec.output_size(source.height, source.width)
+        raw = self.map(spec.expanded_channels, *size, "arena" if kept else "frozen raw")
+        projected = self.map(spec.out_channels, *size, "arena" if kept else "frozen projected")
+        following = "arena" if self.kept(spec.index + 1) else f"frozen x {spec.index % 2}"
+        target = self.map(spec.out_channels, *size, following)
+        mask = self.map(spec.out_channels, *size, "arena") if spec.index in self.asked.drops else None
+        return BlockMaps(source, raw, projected, target, mask)
+
+    def backward(self, raw: BatchMap, maps: list[BlockMaps], source: BatchMap, pooled: BatchMap) -> Iterator[Step]:
+        first, count = self.asked.first, len(maps)
+        if first > count:
+            return
+        gradient = self.map(source.channels, source.height, source.width, "dx 0") if first < count else None
+        yield from self.head_back(source, pooled, gradient)
+        for block, here in zip(reversed(self.layers.blocks), reversed(maps), strict=True):
+            index, below = block.spec.index, here.source
+            if index < first:
+                return
+            target = None
+            if index > first:
+                base = "dx 1" if gradient.base == "dx 0" else "dx 0"
+                target = self.map(below.channels, below.height, below.width, base)
+            yield from self.project_back(block, here, gradient)
+            yield from self.depthwise_back(block, here, gradient, target)
+            gradient = target
+        if first < 0:
+            yield from self.stem_back(raw, gradient)

@@ -1,0 +1,117 @@
+"""The numbers that are learnt, and the panels that the products read.
+
+All weights and statistics lie in one array of floats, as the state dict has them: a name is a view of it, so `state_dict()`
+costs nothing at any time, and an optimiser's step is one pass over memory. Their gradients lie in a second one at the same places.
+
+Panels, folded weights and each batch norm's scale and shift lie in a third, which depends on the network but not on the
+pictures: `Panels` hands out places there, and has the steps that fill them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from effnet_np.kernels.arena import ALIGN, aligned
+from effnet_np.kernels.product import Panel
+from effnet_np.kernels.record import At, Step
+from effnet_np.kernels.table import CODES, INNER, SWISH
+from effnet_np.kernels.target import BYTES, UNIT
+from effnet_np.kernels.tiling import blocks_of, cut, units_of
+from effnet_np.kernels.training.depthwise import PackTaps
+from effnet_np.kernels.training.matrices import Pack
+from effnet_np.kernels.training.norm import SLOTS, Norm
+
+
+def memory(size: int) -> np.ndarray:
+    """Zeros, `size` bytes, that begin on a cache line."""
+    whole = np.zeros((size + ALIGN) // 4, np.float32)
+    return whole[-whole.ctypes.data % ALIGN // 4 :][: size // 4]
+
+
+class Parameters:
+    """state: the model's state dict, copied. `arrays` and `gradients` are views by name."""
+
+    def __init__(self, state: dict[str, np.ndarray], learnt: set[str]):
+        self.offset: dict[str, int] = {}
+        self.counters = {name: array.copy() for name, array in state.items() if array.dtype.kind != "f"}
+        floats = {name: array for name, array in state.items() if array.dtype.kind == "f"}
+        size = 0
+        for name in sorted(floats, key=lambda name: name not in learnt):  # what is learnt comes first
+            self.offset[name] = size
+            size += aligned(4 * floats[name].size)
+            if name in learnt:
+                self.learnt = size
+        self.data, self.gradient = memory(size), memory(size)
+        self.order = list(state)
+        self.arrays, self.gradients = self.views(self.data, floats), self.views(self.gradient, floats)
+        for name, array in floats.items():
+            self.arrays[name][...] = array
+
+    def views(self, data: np.ndarray, like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of an array laid out as the weights are, each entry's part in its shape."""
+        return {name: data[self.offset[name] // 4 :][: array.size].reshape(array.shape) for name, array in like.items()}
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {name: self.arrays[name] if name in self.arrays else self.counters[name] for name in self.order}
+
+
+class Panels:
+    """Places for panels, taps and norms, and the steps that fill them."""
+
+    def __init__(self, parameters: Parameters, prefix: str, config):
+        self.offset, self.prefix, self.config = parameters.offset, prefix, config
+        self.inner = INNER if CODES[config.hidden_act] == SWISH else 1.0
+        self.bytes = 0
+        self.steps: list[Step] = []
+        self.zeros = self.reserve(max(blocks_of(max(channels_of(config))), 1) * BYTES + 4 * BYTES)
+
+    def reserve(self, size: int) -> At:
+        offset = self.bytes
+        self.bytes += aligned(size)
+        return At("panels", offset)
+
+    def state(self, name: str) -> At:
+        return At("state", self.offset[self.prefix + name])
+
+    def gradient(self, name: str) -> At:
+        return At("gradients", self.offset[self.prefix + name])
+
+    def matrix(
+        self, name: str, rows: int, columns: int, bias: str | None = None, inputs: int | None = None
+    ) -> tuple[Panel, Panel]:
+        """(there, back) of a weight (rows, columns), which a step of its own packs."""
+        inputs = inputs or units_of(columns) * UNIT
+        there = self.reserve(inputs * blocks_of(rows) * BYTES)
+        back = self.reserve(units_of(rows) * UNIT * blocks_of(columns) * BYTES)
+        step = Pack(
+            cut=cut(blocks_of(rows)), source=self.state(name), rows=rows, columns=columns, inputs=inputs, there=there, back=back
+        )
+        self.steps.append(step)
+        return Panel(there, self.state(bias) if bias else self.zeros, units_of(columns)), Panel(
+            back, self.zeros, units_of(rows)
+        )
+
+    def folded(self, rows: int, columns: int) -> Panel:
+        weights = self.reserve(units_of(columns) * UNIT * blocks_of(rows) * BYTES)
+        return Panel(weights, self.reserve(blocks_of(rows) * BYTES), units_of(columns))
+
+    def taps(self, name: str, channels: int, kernel: int, factor: float) -> tuple[At, At]:
+        size = blocks_of(channels) * kernel * kernel * BYTES
+        there, back = self.reserve(size), self.reserve(size)
+        tasks = cut(blocks_of(channels) * 3, 1)._replace(groups=blocks_of(channels), blocks=blocks_of(channels))
+        self.steps.append(
+            PackTaps(
+                cut=tasks, source=self.state(name), channels=channels, taps=kernel**2, factor=factor, there=there, back=back
+            )
+        )
+        return there, back
+
+    def norm(self, name: str, channels: int, activated: bool = True) -> Norm:
+        vectors = self.reserve(blocks_of(channels) * SLOTS * BYTES)
+        parts = [self.state(f"{name}.{part}") for part in ("weight", "bias", "running_mean", "running_var")]
+        return Norm(*parts, vectors, self.inner if activated else 1.0)
+
+
+def channels_of(config) -> list[int]:
+    blocks = config.blocks()
+    return [config.stem_channels, config.head_channels, *(spec.expanded_channels for spec in blocks)]

@@ -1,0 +1,777 @@
+"""The figures of the course. A notebook computes, and hands arrays to a function of this file; what it shows is written there.
+
+Functions draw with Matplotlib in the look of course.mplstyle, and call plt.show(); `ax` is a set of axes made elsewhere.
+"""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import PIL.Image
+
+plt.style.use(Path(__file__).parent / "course.mplstyle")
+
+PARTS = ["pixels", "stem", *(f"block {index}" for index in range(16)), "head", "pool", "classifier", "softmax"]
+CHANNELS = [3, 32, 16, 24, 24, 40, 40, 80, 80, 80, 112, 112, 112, 192, 192, 192, 192, 320, 1280, 1280, 1000, 1000]
+
+
+def here(*parts, note=""):
+    """The network from left to right, and where in it you are: `parts` are names of PARTS, or "all"."""
+    unknown = set(parts) - {*PARTS, "all"}
+    assert not unknown, f"no such part: {unknown}"
+    fig, ax = plt.subplots(figsize=(10, 1.35))
+    for place, (part, channels) in enumerate(zip(PARTS, CHANNELS, strict=True)):
+        height, chosen = 0.25 + 0.2 * np.log10(channels), part in parts or "all" in parts
+        ax.add_patch(plt.Rectangle((place, 0.5 - height / 2), 0.72, height, color="C1" if chosen else "#cfd8dc"))
+        label = part.replace("block ", "") if part != "classifier" else "classi-\nfier"
+        ax.text(place + 0.36, -0.02, label, ha="center", va="top", fontsize=7.5, color="C1" if chosen else "C6")
+    ax.text(9.4, 1.02, "the 16 blocks", ha="center", fontsize=7.5, color="C6")
+    ax.set(xlim=(-0.2, len(PARTS)), ylim=(-0.4, 1.1), title=f"You are here{': ' + note if note else ''}")
+    ax.axis("off")
+    plt.show()
+
+
+def bars(values, unit, title="", labels=None, log=False, colour="C0"):
+    """One bar a name, the first on top: values {name: number}; labels: what stands behind each bar."""
+    names, numbers = list(values)[::-1], list(values.values())[::-1]
+    texts = [f" {number:.3g}" for number in numbers] if labels is None else [f" {label}" for label in list(labels)[::-1]]
+    fig, ax = plt.subplots(figsize=(9, 0.7 + 0.32 * len(values)))
+    ax.bar_label(ax.barh(names, numbers, color=colour), labels=texts)
+    ax.set(xscale="log" if log else "linear", xlabel=unit, title=title)
+    ax.set_xlim(right=(3 if log else 1.2) * max(numbers))
+    plt.show()
+
+
+def pictures(rows, titles=None, labels=None, **look):
+    """A grid of pictures: rows is a list of lists of arrays (H, W) or (H, W, 3); titles above, labels at the left."""
+    fig, axes = plt.subplots(
+        len(rows), len(rows[0]), figsize=(1.55 * len(rows[0]) + 0.3, 1.65 * len(rows) + 0.3), squeeze=False
+    )
+    for line, row in zip(axes, rows, strict=True):
+        for ax, picture in zip(line, row, strict=True):
+            ax.imshow(picture, **(look if np.ndim(picture) == 2 else {}))
+            ax.set(xticks=[], yticks=[])
+    for ax, title in zip(axes[0], titles or [], strict=False):
+        ax.set_title(title, loc="center", fontsize=9)
+    for ax, label in zip(axes[:, 0], labels or [], strict=False):
+        ax.set_ylabel(label, fontsize=9)
+    plt.show()
+
+
+def visible(pixel_values):
+    """Network input of Lite0 back to a picture: (3, H, W), about -1 to 1 -> (H, W, 3), 0 to 1."""
+    return np.clip(pixel_values.transpose(1, 2, 0) * 128 + 127, 0, 255) / 255
+
+
+def band(ax, x, curves, label, colour):
+    """The median of several curves (curves, points), and their middle half as a band."""
+    low, middle, high = np.percentile(np.asarray(curves), (25, 50, 75), axis=0)
+    ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    ax.plot(x, middle, "o-", markersize=3, color=colour, label=label)
+
+
+# -- 00 · A photograph, classified ------------------------------------------------------------------------------------
+
+
+def network_input(photo, small, pixel_values, top, left, side):
+    """The photograph and its crop, what the crop is resized to, and how the network input is distributed."""
+    fig, axes = plt.subplots(1, 3, figsize=(10, 3.2), width_ratios=[1.5, 1, 1.2])
+    axes[0].imshow(photo)
+    axes[0].add_patch(plt.Rectangle((left, top), side, side, fill=False, color="white", linewidth=2))
+    axes[0].set(title=f"photograph, {photo.shape[1]} × {photo.shape[0]} pixels, and the crop", xlabel="column", ylabel="row")
+    axes[1].imshow(small)
+    axes[1].set(title="resized to 224 × 224", xlabel="column")
+    for channel, name, colour in zip(range(3), ("red", "green", "blue"), ("C1", "C2", "C0"), strict=True):
+        axes[2].hist(pixel_values[0, channel].ravel(), bins=64, range=(-1, 1), histtype="step", color=colour, label=name)
+    axes[2].set(title="the numbers that the network gets", xlabel="(x − 127) / 128", ylabel="pixels")
+    axes[2].legend()
+    plt.show()
+
+
+def one_channel(small, liveliest):
+    """The input, and one channel at each of several depths: liveliest is a list of (name, channel, maps (C, H, W))."""
+    fig, axes = plt.subplots(1, 1 + len(liveliest), figsize=(12, 2.7))
+    axes[0].imshow(small)
+    axes[0].set(title="input", xlabel="3 × 224 × 224")
+    for ax, (name, channel, maps) in zip(axes[1:], liveliest, strict=True):
+        image = ax.imshow(maps[channel], cmap="viridis")
+        fig.colorbar(image, ax=ax, orientation="horizontal", shrink=0.9, pad=0.02)
+        ax.set(title=f"{name}, channel {channel}", xlabel=" × ".join(map(str, maps.shape)))
+    for ax in axes:
+        ax.set(xticks=[], yticks=[])
+    fig.suptitle("One channel on its way: the picture shrinks, the number of channels grows (channels × height × width)")
+    plt.show()
+
+
+def logits_and_probabilities(logits, probabilities, best, short):
+    """How 1,000 logits are distributed, with the first ones marked, and the largest probabilities."""
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3.2))
+    axes[0].hist(logits, bins=60, color="#b0bec5")
+    for rank, index in enumerate(best[:3]):
+        axes[0].axvline(logits[index], color=f"C{rank + 1}", label=f"{short(index)}, {logits[index]:.2f}")
+    axes[0].set(title="1,000 logits, and the first three of them", xlabel="logit", ylabel="classes", yscale="log")
+    axes[0].legend(fontsize=8, loc="upper center")
+    names, shares = [short(index) for index in best][::-1], 100 * probabilities[best][::-1]
+    axes[1].bar_label(axes[1].barh(names, shares), labels=[f" {share:.1f}%" for share in shares])
+    axes[1].set(title="after softmax, the five largest", xlabel="probability, percent", xlim=(0, 46))
+    plt.show()
+
+
+def gallery(inputs, captions, columns=6):
+    """Photographs as the network sees them: inputs {name: (3, H, W)}, with a text below each."""
+    rows = -(-len(inputs) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(11, 2.75 * rows), squeeze=False)
+    for ax in axes.ravel():
+        ax.axis("off")
+    for ax, (name, pixel_values), caption in zip(axes.ravel(), inputs.items(), captions, strict=False):
+        ax.axis("on")
+        ax.imshow(visible(pixel_values))
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(name, loc="center", fontsize=9)
+        ax.set_xlabel(caption, fontsize=8)
+    plt.show()
+
+
+# -- 01 · Convolution, three ways -------------------------------------------------------------------------------------
+
+
+def edges_and_mean(grey, edges, mean):
+    """A picture, what a left-to-right kernel makes of it, and a mean over 9 × 9 pixels."""
+    fig, axes = plt.subplots(1, 3, figsize=(10, 3.4))
+    axes[0].imshow(grey, cmap="gray")
+    axes[0].set(title="input, 224 × 224", xlabel="column", ylabel="row")
+    image = axes[1].imshow(edges, cmap="RdBu_r", vmin=-2, vmax=2)
+    axes[1].set(title="left-to-right changes, 222 × 222", xlabel="column")
+    fig.colorbar(image, ax=axes[1], label="darker ← → brighter", shrink=0.8)
+    axes[2].imshow(mean, cmap="gray")
+    axes[2].set(title="mean of 9 × 9 pixels, 216 × 216", xlabel="column")
+    plt.show()
+
+
+def stem_kernels(weights, size, maps, shown):
+    """Kernels (32, 3, 3, 3) as colours on one scale, and what the six largest of them make of a photograph, maps (32, H, W)."""
+    fig = plt.figure(figsize=(11, 3.9))
+    left, right = fig.subfigures(1, 2, width_ratios=[1.25, 1])
+    largest = size.max()
+    left.suptitle(f"the 32 kernels, by size; mid grey is 0, one scale for all: ±{largest:.1f}")
+    for ax, o in zip(left.subplots(4, 8).ravel(), shown, strict=True):
+        ax.imshow(0.5 + 0.5 * weights[o] / largest)
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(f"{o}", fontsize=7, pad=1, loc="center")
+    right.suptitle("what the six largest make of the cat")
+    for ax, o in zip(right.subplots(2, 3).ravel(), shown[:6], strict=True):
+        limit = np.abs(maps[o]).max()
+        image = ax.imshow(maps[o], cmap="RdBu_r", vmin=-limit, vmax=limit)
+        right.colorbar(image, ax=ax, shrink=0.8)
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(f"channel {o}", loc="center", pad=2)
+    plt.show()
+
+
+def oriented(shares):
+    """How much of a kernel lies in its first direction: {name: 32 numbers}, as dots."""
+    fig, ax = plt.subplots(figsize=(9, 1.9))
+    for row, values in enumerate(shares.values()):
+        ax.plot(np.sort(values), np.full(len(values), row) + np.linspace(-0.25, 0.25, len(values)), "o", markersize=4)
+        ax.plot([np.median(values)] * 2, [row - 0.35, row + 0.35], color="k", linewidth=1)
+    ax.set(
+        yticks=range(len(shares)),
+        ylim=(len(shares) - 0.5, -0.5),
+        xlabel="1: one smooth pattern; dots are kernels, lines medians",
+    )
+    ax.set_yticklabels(list(shares))
+    ax.set_title("How much neighbouring weights resemble each other (correlation)")
+    plt.show()
+
+
+def times_cheaper(full, separable, limit):
+    """Cost of a full convolution over that of a separable one, for kernels of 3, 5 and 7 and up to `limit` channels."""
+    channels = np.arange(1, 513)
+    fig, ax = plt.subplots(figsize=(7, 3))
+    for k in (3, 5, 7):
+        (line,) = ax.plot(channels, full(k, channels, channels) / separable(k, channels, channels), label=f"kernel {k} × {k}")
+        ax.axhline(k * k, color=line.get_color(), linestyle=":", linewidth=1)
+        ax.annotate(
+            f"{full(k, limit, limit) / separable(k, limit, limit):.1f}", (limit - 6, 0.99 * k * k), ha="right", va="bottom"
+        )
+    ax.axvline(limit, color="C6", linewidth=0.8)
+    ax.set(xlabel="channels in and out", ylabel="times cheaper", yscale="log", xlim=(0, 520))
+    ax.set_title(f"full ÷ separable; dotted: the limit K²; numbers: at {limit} channels")
+    ax.set_yticks([1, 3, 9, 25, 49], ["1", "3", "9", "25", "49"])
+    ax.legend(loc="lower right")
+    plt.show()
+
+
+# -- 02 · Batch norm, swish, squeeze-excite ---------------------------------------------------------------------------
+
+
+def batch_norm_boxes(before, normalised, after):
+    """Each channel of a photograph before batch norm, after the division, and after scale and shift, as boxes."""
+
+    def spread(ax, x, title):
+        """A box for each channel: the middle half of its numbers, and whiskers to the 1st and 99th percentile."""
+        box = ax.boxplot(list(x[0].reshape(32, -1)), whis=(1, 99), showfliers=False, patch_artist=True, widths=0.7)
+        for patch in box["boxes"]:
+            patch.set(facecolor="C5", edgecolor="C0", linewidth=0.8)
+        for line in box["medians"]:
+            line.set(color="C1")
+        ax.set(title=title, xlabel="channel")
+        ax.set_xticks(range(1, 33, 4), range(0, 32, 4))
+        ax.axhline(0, color="C6", linewidth=0.6)
+
+    fig, axes = plt.subplots(1, 3, figsize=(11, 3.2))
+    spread(axes[0], before, "before batch norm")
+    spread(axes[1], normalised, "after (x − μ) / √(σ² + ε)")
+    spread(axes[2], after, "after scale γ and shift β")
+    axes[0].set_ylabel("values in the cat's stem")
+    plt.show()
+
+
+def dead_channels(norms):
+    """How many channels of each block's expansion have no variance; the depthwise norms after it repeat them."""
+    counts = {"stem": int((norms[0][1].running_var < 1e-6).sum())}
+    for name, norm in norms:
+        if name.endswith("expand_bn"):
+            counts[name.split(".")[2]] = int((norm.running_var < 1e-6).sum())
+    fig, ax = plt.subplots(figsize=(10, 2.4))
+    ax.bar_label(ax.bar(list(counts), list(counts.values())))
+    ax.set(title="Dead channels: zero variance over all of the training set", xlabel="stem, and the expansion of each block")
+    ax.set(ylabel="channels", ylim=(0, 14))
+    plt.show()
+
+
+def eps_by_norm(alone, kinds):
+    """What a wrong eps in one batch norm alone does to the logits: alone (norms, photographs), kinds as many names."""
+    fig, ax = plt.subplots(figsize=(10, 3))
+    for colour, kind in enumerate(dict.fromkeys(kinds)):
+        places = np.flatnonzero([other == kind for other in kinds])
+        low, middle, high = np.percentile(100 * alone[places], (0, 50, 100), axis=1)
+        ax.vlines(places, low, high, color=f"C{colour}", linewidth=1.2)
+        ax.plot(places, middle, "o", markersize=4, color=f"C{colour}", label=kind)
+    ax.set(xlabel="batch norm, from the stem to the head", ylabel="change of the logits, percent", yscale="log")
+    ax.set_title("A wrong ε in one batch norm only; dot: median of the photographs, line: all of them")
+    ax.legend(fontsize=8)
+    plt.show()
+
+
+def bends(x, relu, relu6, swish):
+    """ReLU, ReLU6 and swish, their slopes, and the dip of swish."""
+    fig, axes = plt.subplots(1, 3, figsize=(11, 3.2), width_ratios=[1.2, 1.2, 1])
+    for name, function, look in (
+        ("ReLU", relu, {"linewidth": 6, "alpha": 0.35}),
+        ("ReLU6", relu6, {}),
+        ("swish", swish, {}),
+    ):
+        axes[0].plot(x, function(x), label=name, **look)
+        axes[1].plot(x[:-1], np.diff(function(x)) / np.diff(x), label=name, **look)
+    axes[0].set(title="the function", xlabel="x", ylabel="f(x)")
+    axes[1].set(title="its slope", xlabel="x", ylabel="f′(x)")
+    axes[0].legend()
+    near = np.linspace(-5, 1.2, 62001)
+    axes[2].plot(near, swish(near), color="C2")
+    lowest = near[swish(near).argmin()]
+    axes[2].plot(lowest, swish(near).min(), "o", color="C2")
+    axes[2].annotate(f"({lowest:.3f}, {swish(near).min():.3f})", (lowest, swish(near).min()), (-4.6, 0.12))
+    axes[2].axhline(0, color="C6", linewidth=0.6)
+    axes[2].set(title="swish near zero: the dip", xlabel="x", ylim=(-0.35, 0.5))
+    plt.show()
+
+
+def clipped(zero, six):
+    """What share of the numbers ReLU6 sets to 0 and to 6, by layer: two arrays (layers, photographs), in percent."""
+    fig, ax = plt.subplots(figsize=(10, 2.8))
+    layers = np.arange(len(zero))
+    band(ax, layers, zero.T, "exactly 0", "C6")
+    band(ax, layers, six.T, "exactly 6", "C1")
+    ax.set(title="What ReLU6 cuts off, layer after layer (median and middle half of the photographs)", ylabel="percent")
+    ax.set(xlabel="activation layer, from the stem to the head", xlim=(0, len(zero) - 1), ylim=(0, 100))
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    plt.show()
+
+
+def gates(by_photo):
+    """Gates {photograph: (C,)} as a grid of colours, and how far each channel's gate moves over the photographs."""
+    table = np.stack(list(by_photo.values()))
+    fig, (top, bottom) = plt.subplots(2, 1, figsize=(10, 4.6), height_ratios=[2.2, 1], sharex=True)
+    image = top.imshow(table, vmin=0, vmax=1, aspect="auto", cmap="viridis")
+    fig.colorbar(image, ax=top, label="gate")
+    top.set(title="Gates of squeeze-excite, a row a photograph (random weights)", yticks=range(len(by_photo)))
+    top.set_yticklabels(list(by_photo), fontsize=8)
+    bottom.bar(range(table.shape[1]), table.max(axis=0) - table.min(axis=0))
+    bottom.set(xlabel="channel", ylabel="largest − smallest")
+    plt.show()
+
+
+# -- 03 · MBConv, number by number ------------------------------------------------------------------------------------
+
+
+def block(expansion, depthwise, projection):
+    """Block 4 as bars: height is the number of channels, and the residual goes round below."""
+    fig, ax = plt.subplots(figsize=(10.5, 4))
+    stages = [
+        ("input", 40, "C0"),
+        ("widened", 240, "C5"),
+        ("filtered", 240, "C5"),
+        ("narrowed", 40, "C0"),
+        ("output", 40, "C0"),
+    ]
+    arrows = [
+        "1 × 1 convolution\nbatch norm, ReLU6",
+        "5 × 5 depthwise\nbatch norm, ReLU6",
+        "1 × 1 convolution\nbatch norm",
+        "+ input",
+    ]
+    weights = [expansion.expand_conv, depthwise.depthwise_conv, projection.project_conv]
+    for i, (name, channels, colour) in enumerate(stages):
+        ax.add_patch(plt.Rectangle((2 * i, -channels / 2), 0.6, channels, color=colour))
+        ax.text(2 * i + 0.3, channels / 2 + 8, f"{name}\n{channels} × 28 × 28", ha="center", va="bottom")
+    for i, text in enumerate(arrows):
+        ax.annotate("", (2 * i + 1.95, 0), (2 * i + 0.65, 0), arrowprops={"arrowstyle": "->"})
+        note = f"\n{weights[i].weight.size:,} weights" if i < 3 else ""
+        ax.text(2 * i + 1.3, -12, text + note, ha="center", va="top", fontsize=8)
+    ax.plot([0.3, 0.3, 8.3], [-22, -150, -150], color="C1", linewidth=1.5)
+    ax.annotate("", (8.3, -22), (8.3, -151), arrowprops={"arrowstyle": "->", "color": "C1", "linewidth": 1.5})
+    ax.text(4.3, -172, "the residual: the input itself, unchanged", ha="center", color="C1")
+    ax.set(
+        xlim=(-0.5, 9.2), ylim=(-180, 170), title="Block 4 of EfficientNet-Lite0; the height of a bar is its number of channels"
+    )
+    ax.axis("off")
+    plt.show()
+
+
+def kept_by_width(factors, shares, trained):
+    """How much of a block's input can be told from its activations: random widenings, and the trained blocks by index."""
+    fig, axes = plt.subplots(1, 2, figsize=(10.5, 3.2), sharey=True)
+    axes[0].fill_between(factors, shares.min(axis=1), shares.max(axis=1), color="C0", alpha=0.2, linewidth=0)
+    axes[0].plot(factors, np.median(shares, axis=1), "o-", color="C0", label="widened at random, then ReLU6")
+    axes[0].set(xlabel="width after ÷ before", ylabel="share of the input that can be told", ylim=(0, 1.03), xticks=factors)
+    axes[0].set_title("block 4's input; band: five seeds")
+    axes[0].legend(loc="lower right", fontsize=8)
+    places = np.arange(len(trained))
+    labels = ("the block's own widening (6)", "a random one (6)", "none")
+    for row, label in enumerate(labels):
+        axes[1].bar(places + 0.27 * (row - 1), [values[row] for values in trained.values()], width=0.27, label=label)
+    axes[1].set_xticks(places, list(trained))
+    axes[1].set(xlabel="block", title="four blocks: input told from ReLU6 after ...")
+    axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    plt.show()
+
+
+def without_parts(residual, size_of_change, results):
+    """What taking away a block or its residual does: {network: {part: (blocks, photographs)}}, cosines of the logits."""
+    fig, axes = plt.subplots(1, 3, figsize=(11.5, 3.2))
+    places = np.arange(len(residual))
+    band(axes[0], places, size_of_change.T, "trained", "C0")
+    axes[0].set(title="size of the change: ‖narrowed‖ / ‖input‖", ylim=(0, 1))
+    for ax, (network, parts) in zip(axes[1:], results.items(), strict=True):
+        for colour, (part, cosines) in zip(("C2", "C1"), parts.items(), strict=True):
+            band(ax, places, cosines.T, part, colour)
+        ax.set(title=f"{network}: cosine of the logits with those before", ylim=(-0.25, 1.05))
+        ax.legend(fontsize=8, loc="center right")
+    for ax in axes:
+        ax.set_xticks(places, residual)
+        ax.set_xlabel("block")
+    plt.show()
+
+
+def receptive(fields, corner):
+    """The side of the square that one number sees, by depth; with the sides that a middle and a corner place need."""
+    fig, ax = plt.subplots(figsize=(9, 2.9))
+    ax.plot(range(-1, 16), fields, "o-", markersize=4)
+    for pixels, text in ((224, "the whole picture, from its middle"), (corner, "the whole picture, from any corner")):
+        ax.axhline(pixels, color="C1", linestyle="--", linewidth=1)
+        ax.text(-0.8, pixels + 10, f"{text}: {pixels}", color="C1")
+    ax.set(xlabel="block (−1: the stem)", ylabel="pixels", xticks=range(-1, 16))
+    ax.set_title("Receptive field: the side of the square that one number sees")
+    plt.show()
+
+
+def inside_block(widened, filtered, narrowed, shown, out):
+    """Six channels of a block after each of its three steps; the last step has other channels and another scale."""
+    fig, axes = plt.subplots(3, 6, figsize=(10, 5.2))
+    rows = (("widened", widened, shown), ("filtered", filtered, shown), ("narrowed", narrowed, out))
+    for line, (name, tensor, chosen) in zip(axes, rows, strict=True):
+        for ax, c in zip(line, chosen, strict=True):
+            limits = (
+                {"cmap": "viridis", "vmin": 0, "vmax": 6}
+                if tensor is not narrowed
+                else {"cmap": "RdBu_r", "vmin": -20, "vmax": 20}
+            )
+            image = ax.imshow(tensor[0, c], **limits)
+            ax.set(xticks=[], yticks=[])
+            ax.set_title(f"channel {c}", loc="center", fontsize=8, pad=2)
+        line[0].set_ylabel(name)
+        fig.colorbar(image, ax=line, shrink=0.85)
+    fig.suptitle("Inside block 4, on the cat: the same six channels widened and filtered, and six of the result")
+    plt.show()
+
+
+def values_by_step(widened, filtered, narrowed, negative):
+    """Histograms of a block's numbers after each of its three steps."""
+    fig, axes = plt.subplots(1, 3, figsize=(10.5, 2.8), sharey=True)
+    for ax, (name, tensor) in zip(axes, (("widened", widened), ("filtered", filtered), ("narrowed", narrowed)), strict=True):
+        ax.hist(tensor.ravel(), bins=60, weights=np.full(tensor.size, 100 / tensor.size))
+        ax.set(title=f"{name}: {100 * (tensor == 0).mean():.0f}% exactly zero", xlabel="value", yscale="log")
+    axes[0].set_ylabel("percent of the numbers")
+    axes[2].axvspan(narrowed.min(), 0, color="C1", alpha=0.2)
+    axes[2].set_title(f"narrowed: {negative:.0f}% are negative")
+    plt.show()
+
+
+# -- 04 · Compound scaling --------------------------------------------------------------------------------------------
+
+
+def grown_alone(factors, grown, expected, base):
+    """Arithmetic and size of B0 grown in one way only, against the factor; lines: what the rule expects."""
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3.4))
+    for (name, results), marker in zip(grown.items(), "osx", strict=True):
+        (points,) = axes[0].plot(factors, [s.mult_adds / base.mult_adds for s in results], marker, markersize=5, label=name)
+        axes[0].plot(factors, expected[name], color=points.get_color(), linewidth=0.8)
+        axes[1].plot(factors, [s.parameters / base.parameters for s in results], marker, markersize=5)
+    axes[0].set(title="arithmetic; lines: the factor, and its square", xlabel="factor", ylabel="multiply-adds, times B0's")
+    axes[1].set(title="size", xlabel="factor", ylabel="parameters, times B0's")
+    axes[0].legend()
+    plt.show()
+
+
+def coefficients(fitted, constants, presets):
+    """The published depth, width and resolution of B0 to B7 against the formula's curves."""
+    fig, axes = plt.subplots(1, 3, figsize=(10.5, 3))
+    phi = np.linspace(0, 7.5, 50)
+    parts = [(title, constants[index], index) for index, title in enumerate(("depth d", "width w", "resolution r"))]
+    middle = {name: np.mean(phis) for name, phis in fitted.items()} | {"b0": 0.0}
+    for ax, (title, constant, index) in zip(axes, parts, strict=True):
+        ax.plot(phi, constant**phi, color="C6", linewidth=1, label=f"{constant}$^φ$")
+        for name in middle:
+            width, depth, image_size = presets[name][:3]
+            value = (depth, width, image_size / 224)[index]
+            ax.plot(middle[name], value, "o", color="C0", markersize=5)
+            if name != "b0":  # at φ = 0, factor 1
+                ax.annotate(name, (middle[name], value), (-2, 5), textcoords="offset points", ha="right", fontsize=8)
+        ax.set(title=title, xlabel="φ (mean of the three)", ylabel="factor" if index == 0 else "")
+        ax.legend(loc="lower right")
+    plt.show()
+
+
+def rounding(channels, rounded, round_repeats):
+    """How channels and blocks are rounded."""
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3))
+    axes[0].plot(channels, channels, color="C6", linewidth=0.8)
+    axes[0].step(channels, rounded, where="mid")
+    corrected = rounded != (channels + 4) // 8 * 8
+    axes[0].plot(channels[corrected], rounded[corrected], "o", color="C1", markersize=4, label="raised by the 10% rule")
+    axes[0].set(title="round_filters: multiples of 8", xlabel="channels asked for", ylabel="channels taken")
+    axes[0].legend()
+    depths = np.linspace(1, 3.2, 200)
+    for repeats in (1, 2, 3, 4):
+        axes[1].step(depths, [round_repeats(repeats, d) for d in depths], where="mid", label=f"{repeats} in B0")
+    axes[1].set(title="round_repeats: always up", xlabel="depth coefficient", ylabel="blocks of a stage")
+    axes[1].legend()
+    plt.show()
+
+
+def accuracy(summaries, top1, others):
+    """Published accuracy against parameters and multiply-adds, EfficientNets beside what there was in 2019."""
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    for ax, column, unit in ((axes[0], 1, "million parameters"), (axes[1], 2, "billion multiply-adds (logarithmic)")):
+        xs = [summaries[n].parameters / 1e6 if column == 1 else summaries[n].mult_adds / 1e9 for n in top1]
+        ax.plot(xs, list(top1.values()), "o-", color="C1", label="EfficientNet (sizes counted here)")
+        for name, x in zip(top1, xs, strict=True):
+            ax.annotate(name.upper(), (x, top1[name]), (5, -11), textcoords="offset points", color="C1")
+        ax.plot(
+            [o[column] for o in others.values()], [o[0] for o in others.values()], "s", color="C6", markersize=5, label="others"
+        )
+        for name, other in others.items():
+            place = {"xytext": (5, -3)}
+            if name in ("Xception", "NASNet-A"):  # so that no two names overlap
+                place = {"xytext": (5, 3)} if name == "Xception" else {"xytext": (-5, -3), "ha": "right"}
+            ax.annotate(name, (other[column], other[0]), textcoords="offset points", fontsize=8, color="C6", **place)
+        ax.set(xlabel=unit)
+        ax.grid(True)
+    axes[0].set(ylabel="top-1 accuracy on ImageNet, percent", xlim=(0, 190), title="Published accuracy against size")
+    axes[1].set(xscale="log", xlim=(0.3, 130), title="and against arithmetic")
+    axes[0].legend(loc="lower right")
+    plt.show()
+
+
+def by_stage(shares):
+    """Percent of parameters and of multiply-adds by stage: {network: (10, 2)}."""
+    labels = ["stem", *(f"stage {i}" for i in range(7)), "head", "classifier"]
+    fig, axes = plt.subplots(1, 2, figsize=(10.5, 3.2), sharey=True)
+    for ax, column, title in ((axes[0], 0, "parameters"), (axes[1], 1, "multiply-adds")):
+        for offset, (name, share) in zip((-0.2, 0.2), shares.items(), strict=True):
+            ax.bar(np.arange(10) + offset, share[:, column], width=0.4, label=name.upper())
+        ax.set(title=title)
+        ax.set_xticks(range(10), labels, rotation=45, ha="right")
+    axes[0].set_ylabel("percent of the network")
+    axes[0].legend()
+    plt.show()
+
+
+# -- 05 · Against PyTorch ---------------------------------------------------------------------------------------------
+
+
+def by_depth(ax, rows, **look):
+    """Relative error of every activation, in call order; what agrees to the last bit is drawn at the bottom."""
+    errors = np.array([np.nan if row.relative is None else min(max(row.relative, 1e-9), 10) for row in rows])
+    wrong = np.array([row.status not in ("OK", "FORCED") for row in rows])
+    ax.plot(np.flatnonzero(~wrong), errors[~wrong], ".", markersize=3, **look)
+    ax.plot(np.flatnonzero(wrong), errors[wrong], "o", markersize=3, color="C1")
+    ax.set(yscale="log", xlabel="activation, in call order")
+    ax.grid(True, axis="y")
+
+
+def errors_by_depth(titles, comparisons, title, top=20):
+    """Comparisons side by side: error of each activation against its place; wrong ones in the second colour."""
+    fig, axes = plt.subplots(1, len(comparisons), figsize=(11.5, 3), sharey=True)
+    for ax, name, comparison in zip(axes, titles, comparisons, strict=True):
+        by_depth(ax, comparison.rows)
+        ax.axhline(np.finfo(np.float32).eps, color="C2", linewidth=1, label="float32's precision, 1.2e-7")
+        ax.set(title=name, ylim=(5e-10, top))
+    axes[0].set_ylabel("error ÷ largest number")
+    axes[0].legend(fontsize=7)
+    fig.suptitle(title)
+    plt.show()
+
+
+def rounding_errors(place, total, own, kinds):
+    """Error of layers with all before them (full dots) and of the layer alone (rings): kinds {label: names}."""
+    fig, ax = plt.subplots(figsize=(10.5, 3.2))
+    for colour, (label, names) in enumerate(kinds.items()):
+        at = [place[n] for n in names]
+        ax.plot(at, [total[n] for n in names], "o", markersize=4, color=f"C{colour}", label=label)
+        alone = [max(own[n], 1e-9) for n in names]
+        ax.plot(at, alone, "o", markersize=4, color=f"C{colour}", markerfacecolor="none", label=f"{label}, own error")
+    ax.axhline(np.finfo(np.float32).eps, color="C6", linewidth=1, label="float32's precision")
+    ax.set(yscale="log", xlabel="activation, in call order", ylabel="error ÷ largest number", ylim=(5e-10, 1e-4))
+    ax.set_title("float32 against float64, EfficientNet-Lite0 on the cat (exact agreement is drawn at the bottom)")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    plt.show()
+
+
+def worst_by_photo(worst):
+    """The largest rounding error of each photograph: a dot each."""
+    fig, ax = plt.subplots(figsize=(9, 1.6))
+    ax.plot(list(worst.values()), np.zeros(len(worst)), "o", alpha=0.6)
+    ax.axvline(1e-4, color="C1", linestyle="--")
+    ax.text(1e-4, 0.6, " compare's line", color="C1")
+    ax.set(
+        xscale="log", yticks=[], ylim=(-1, 1), xlim=(1e-7, 1e-3), xlabel="largest error of any activation; a dot a photograph"
+    )
+    plt.show()
+
+
+def initialised(deviations, sizes):
+    """Deviation of the numbers by depth, for several deviations of the first weights."""
+    fig, ax = plt.subplots(figsize=(9.5, 3))
+    for name, values in sizes.items():
+        ax.plot(range(len(values)), values, "o-", markersize=3, label=name)
+    ax.set(yscale="log", xlabel="stem, blocks, logits", ylabel="standard deviation")
+    ax.set_title("How large the numbers are, by depth, in a network that has just been initialised")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    plt.show()
+
+
+# -- 06 · What the network sees ---------------------------------------------------------------------------------------
+
+
+def components(photos, columns, shares):
+    """Photographs and, by depth, three principal components as colours: columns {depth: pictures (N, h, w, 3)}."""
+    fig, axes = plt.subplots(len(photos), 1 + len(columns), figsize=(11, 1.45 * len(photos)))
+    for line, (name, photo) in zip(axes, photos.items(), strict=True):
+        line[0].imshow(visible(photo))
+        line[0].set_ylabel(name)
+    axes[0, 0].set_title("input", loc="center")
+    for column, (name, found) in zip(axes.T[1:], columns.items(), strict=True):
+        for ax, picture in zip(column, found, strict=False):
+            ax.imshow(picture)
+        column[0].set_title(name, loc="center")
+        column[-1].set_xlabel(f"{found.shape[1]} × {found.shape[2]}\n{shares[name]:.0%} of variance", fontsize=8)
+    for ax in axes.ravel():
+        ax.set(xticks=[], yticks=[])
+    fig.suptitle("Three principal components of the channels, as colours")
+    plt.show()
+
+
+def curves_by_depth(curves, title, ylabel, chance=None):
+    """{label: array (photographs or seeds, 18)} by depth, median and middle half; dashed where the label says untrained."""
+    fig, ax = plt.subplots(figsize=(9.5, 3.4))
+    for colour, (label, values) in enumerate(curves.items()):
+        band(ax, range(np.shape(values)[1]), values, label, f"C{colour}")
+    if chance is not None:
+        ax.axhline(chance, color="C6", linewidth=0.8, linestyle=":")
+    ax.set(title=title, xlabel="depth", ylabel=ylabel)
+    ax.set_xticks(range(18), ["stem", *range(16), "head"])
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    plt.show()
+
+
+def alike(trained, untrained):
+    """Cosines between a photograph and its variants, by depth, trained beside untrained."""
+    fig, axes = plt.subplots(1, 2, figsize=(11.5, 3.4), sharey=True)
+    for ax, curves, title in ((axes[0], trained, "trained"), (axes[1], untrained, "untrained")):
+        for colour, (label, values) in enumerate(curves.items()):
+            band(ax, range(18), values, label, "C6" if label.startswith("another") else f"C{colour}")
+        ax.set(title=f"{title}: how alike two pictures are to the network", xlabel="depth", ylim=(-0.1, 1.02))
+        ax.set_xticks(range(0, 18, 2), ["stem", *range(1, 16, 2)])
+    axes[0].set_ylabel("cosine")
+    axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    plt.show()
+
+
+def channels(photo, depths):
+    """The six liveliest channels of several blocks: depths {name: maps (C, H, W)}, each row on one scale."""
+    fig, axes = plt.subplots(len(depths), 7, figsize=(10, 1.45 * len(depths)))
+    for line, (name, maps) in zip(axes, depths.items(), strict=True):
+        line[0].imshow(visible(photo))
+        line[0].set_ylabel(f"{name}\n{' × '.join(map(str, maps.shape))}", fontsize=8)
+        chosen = np.argsort(-maps.std(axis=(1, 2)))[:6]
+        low, high = maps[chosen].min(), maps[chosen].max()
+        for ax, c in zip(line[1:], chosen, strict=True):
+            image = ax.imshow(maps[c], cmap="viridis", vmin=low, vmax=high)
+            ax.set_title(f"channel {c}", loc="center", fontsize=8, pad=2)
+        fig.colorbar(image, ax=line, shrink=0.9)
+    for ax in axes.ravel():
+        ax.set(xticks=[], yticks=[])
+    fig.suptitle("The six liveliest channels of five blocks (one scale a row)")
+    plt.show()
+
+
+def contributions(ordered, running, logit, name):
+    """What each feature adds to a logit, sorted, and the sum so far."""
+    fig, axes = plt.subplots(1, 2, figsize=(10.5, 3), width_ratios=[1, 1.2])
+    axes[0].bar(range(len(ordered)), ordered, width=1)
+    axes[0].set(title=f"contributions to '{name}', sorted", xlabel="feature, by rank", ylabel="logit")
+    axes[0].set_yscale("symlog", linthresh=0.01)
+    axes[1].plot(range(1, len(ordered) + 1), running)
+    axes[1].axhline(logit, color="C1", linestyle="--", linewidth=1)
+    axes[1].text(len(ordered), logit - 0.25, f"the logit, {logit:.1f}", color="C1", ha="right", va="top")
+    axes[1].set(title="added up in this order", xlabel="number of features", ylabel="logit so far", xscale="log")
+    plt.show()
+
+
+def enlarged(values, size=224):
+    return np.array(PIL.Image.fromarray(np.float32(values)).resize((size, size), PIL.Image.Resampling.BILINEAR))
+
+
+def over(ax, photo, values, limit):
+    """A map over a grey photograph: warm for it, cold against it, one scale from -limit to limit."""
+    ax.imshow(visible(photo).mean(axis=2), cmap="gray", vmin=0, vmax=1)
+    ax.set(xticks=[], yticks=[])
+    return ax.imshow(enlarged(values), cmap="RdBu_r", alpha=0.6, vmin=-limit, vmax=limit)
+
+
+def activation_maps(photos, maps, titles):
+    """Photographs and below each its class activation map, all on one scale."""
+    fig, axes = plt.subplots(2, len(photos), figsize=(2.6 * len(photos), 5.3))
+    limit = max(np.abs(m).max() for m in maps)
+    for (top, bottom), photo, m, title in zip(axes.T, photos, maps, titles, strict=True):
+        top.imshow(visible(photo))
+        top.set(xticks=[], yticks=[])
+        top.set_title(title, loc="center")
+        image = over(bottom, photo, m, limit)
+        bottom.set_xlabel(f"{m.min():.1f} to {m.max():.1f}, mean {m.mean():.1f}")
+    fig.colorbar(image, ax=axes[1], label="logit at a place", shrink=0.9)
+    fig.suptitle("Class activation maps of the first answer (warm: speaks for it, cold: against it)")
+    plt.show()
+
+
+def maps_of_classes(rows):
+    """For each photograph, maps of several classes on one scale: rows [(photo, [(title, map)])]."""
+    fig, axes = plt.subplots(len(rows), 1 + len(rows[0][1]), figsize=(11, 2.35 * len(rows)))
+    for line, (photo, found) in zip(axes, rows, strict=True):
+        line[0].imshow(visible(photo))
+        line[0].set(xticks=[], yticks=[])
+        limit = max(np.abs(m).max() for _, m in found)
+        for ax, (title, m) in zip(line[1:], found, strict=True):
+            image = over(ax, photo, m, limit)
+            ax.set_title(title, loc="center", fontsize=9)
+        fig.colorbar(image, ax=line, label="logit", shrink=0.85)
+    fig.suptitle("Maps of the first four classes, on one scale a photograph")
+    plt.show()
+
+
+def map_and_paper(photos, maps, falls, correlations):
+    """A class activation map beside what a sheet of grey paper does to the logit: both with their scale and sign."""
+    fig, axes = plt.subplots(3, len(photos), figsize=(1.75 * len(photos), 5.4))
+    for column, (name, photo) in zip(axes.T, photos.items(), strict=True):
+        column[0].imshow(visible(photo))
+        column[0].set_title(name, loc="center", fontsize=9)
+        for ax, values, what in ((column[1], maps[name], "map"), (column[2], falls[name], "paper")):
+            limit = np.abs(values).max()
+            ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit)
+            ax.set_xlabel(f"{what}: {values.min():.1f} to {values.max():.1f}", fontsize=7)
+        column[1].set_title(f"correlation {correlations[name]:.2f}", loc="center", fontsize=8)
+    for ax in axes.ravel():
+        ax.set(xticks=[], yticks=[])
+    plt.show()
+
+
+# -- 07 · What is in a checkpoint -------------------------------------------------------------------------------------
+
+
+def megabytes(groups, weights):
+    """Megabytes by part of the network, and how weights are distributed; what the axis cuts off is said."""
+    fig, axes = plt.subplots(1, 2, figsize=(11, 3.4), width_ratios=[1.4, 1])
+    axes[0].bar(list(groups), [size / 1e6 for size in groups.values()])
+    axes[0].tick_params(axis="x", rotation=70)
+    axes[0].set(ylabel="megabytes", title=f"Where the {sum(groups.values()) / 1e6:.1f} MB are")
+    edges = np.linspace(-4, 4, 161)
+    for label, values in weights.items():
+        share = np.full(values.size, 100 / values.size)
+        axes[1].hist(np.clip(values, -4, 4), bins=edges, histtype="step", weights=share, label=label)
+    cut = max(float((np.abs(values) > 4).mean()) for values in weights.values())
+    axes[1].set(yscale="log", xlabel=f"weight ({cut:.1%} of a layer at most lies outside)", ylabel="percent of the weights")
+    axes[1].set_title("What the numbers look like")
+    axes[1].legend(fontsize=8)
+    plt.show()
+
+
+def instructions(used):
+    """How often each instruction of a pickle is used."""
+    fig, ax = plt.subplots(figsize=(9, 5.4))
+    ranked = sorted(used.items(), key=lambda item: item[1])
+    bars = ax.barh([name for name, _ in ranked], [count for _, count in ranked])
+    ax.bar_label(bars, padding=3, fontsize=8)
+    ax.tick_params(axis="y", labelsize=8)
+    ax.margins(y=0.01)
+    ax.set(xscale="log", xlabel="times used (logarithmic)", title="The instructions of Lite0's checkpoint")
+    plt.show()
+
+
+# -- 08 · From NumPy to the speed of the metal ------------------------------------------------------------------------
+
+
+def roofline(profile, peak, blas, bandwidths):
+    """Each step (kind, ms, operations, bytes) by intensity and speed; two roofs, slopes {label: bytes a second}."""
+    fig, ax = plt.subplots(figsize=(10.5, 4.6))
+    intensity = np.logspace(-1, 2.3, 200)
+    for style, (label, bandwidth) in zip(("-", "--"), bandwidths.items(), strict=True):
+        line = np.minimum(peak, intensity * bandwidth) / 1e9
+        ax.plot(intensity, line, style, color="C6", linewidth=1.2, label=f"{label}, {bandwidth / 1e9:.0f} GB/s")
+    for height, label in ((peak, "multiply-adds in registers"), (blas, "NumPy's BLAS")):
+        ax.axhline(height / 1e9, color="C6" if height == peak else "C1", linewidth=1)
+        ax.text(0.11, height / 1e9 * 1.06, f"{label}: {height / 1e9:.0f}", fontsize=8)
+    kinds = list(dict.fromkeys(kind for kind, *_ in profile))
+    for number, kind in enumerate(kinds):
+        mine = [step for step in profile if step[0] == kind]
+        at, speed = [flop / size for _, _, flop, size in mine], [flop / ms / 1e6 for _, ms, flop, _ in mine]
+        label = f"{kind} ({sum(step[1] for step in mine):.1f} ms)"
+        look = {"color": f"C{number % 6}", "markersize": 6, "alpha": 0.8, "label": label}
+        ax.plot(at, speed, "osD^v<>"[number % 7], **look)
+    ax.set(xscale="log", yscale="log", xlabel="intensity: operations a byte", ylabel="billion operations a second")
+    ax.set_title("Roofline of one core; each point is a step of the compiled network")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.grid(True)
+    plt.show()
+
+
+def copy_speed(sizes, speeds):
+    """Bytes a second of copying arrays of several sizes."""
+    fig, ax = plt.subplots(figsize=(8, 2.6))
+    ax.plot([size / 1e6 for size in sizes], [speed / 1e9 for speed in speeds], "o-")
+    ax.set(
+        xscale="log", yscale="log", xlabel="megabytes read and written", ylabel="GB/s", title="Copying an array, by its size"
+    )
+    ax.grid(True)
+    plt.show()
