@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from effnet_np.explorer import pictures, terms, what_if
-from effnet_np.explorer.recording import INPUT, SCORES, Operation, Recording, count_parts, part_of, record_part, run_part
+from effnet_np.explorer.recording import INPUT, Operation, Recording, count_parts, part_of, record_part, run_part
 from effnet_np.inference.stream import FUNCTIONS, ranked
 from effnet_np.kernels.backend import choose
 from effnet_np.layer_specs import layer_specs
@@ -76,16 +76,23 @@ class Run:
         else:
             self._kept.update({part: base.given(part) for part in range(first + 1)})
         self.parts_computed = self.last + 1 - first
-        if kernels is not None and last < self.last:
-            self.backend = "kernels"
-            given = self.given(last + 1)
-            self.logits = (
-                kernels.resume(last, given, *self._kept[0].shape[2:]) if last >= 0 else kernels(given, return_dict=True).logits
-            )
-        else:
-            given = self.given(self.last)
-            with what_if.changed(self.model, self.changes):
-                self.logits = run_part(self.model, self.last, given)
+        logits = self._by_kernels(kernels, last) if kernels is not None and last < self.last else None
+        if logits is not None:
+            self.logits, self.backend = logits, "kernels"
+            return
+        given = self.given(self.last)
+        with what_if.changed(self.model, self.changes):
+            self.logits = run_part(self.model, self.last, given)
+
+    def _by_kernels(self, kernels: Any, last: int) -> np.ndarray | None:
+        """The logits from the part behind the last change on, or None where the kernels cannot answer for this model."""
+        given = self.given(last + 1)
+        if last < 0:
+            return kernels(given, return_dict=True).logits
+        try:
+            return kernels.resume(last, given, *self._kept[0].shape[2:])
+        except NotImplementedError:
+            return None
 
     def given(self, part: int) -> np.ndarray:
         """What a part is given: kept, or computed now from the nearest that is."""
@@ -257,8 +264,6 @@ class Session:
         if name == INPUT:
             return described | self._pixel(run, at)
         step = self.recording(run, operation.part).steps[operation.name]
-        if operation.name == SCORES and step.kind != "softmax":
-            return described | {"form": "function", "function": step.kind, **terms._from(step.arguments[0], at)}
         return described | terms.terms_of(step, at)
 
     def _pixel(self, run: Run, at: terms.Place) -> dict[str, Any]:
