@@ -23,7 +23,7 @@ from effnet_np.ops import pieces
 
 MOST_RUNS, MOST_PICTURES = 4, 6
 MOST_PICTURE_BYTES = 64 << 20  # of the pictures' files together; the last one stays whatever it takes
-MOST_RECORDED = 32 << 20  # bytes of recorded parts that stay when another is recorded
+MOST_RECORDED = 12 << 20  # bytes of recorded parts that stay when another is recorded
 
 
 class Run:
