@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,8 @@ def check_pixel_values(config: EfficientNetConfig, pixel_values: Any, dtype: Any
     """pixel_values (N, C, H, W) in that dtype; ValueError or TypeError where a model of this configuration cannot take them."""
     if pixel_values is None:
         raise ValueError("You have to specify pixel_values: an array of shape (batch, channels, height, width)")
+    if isinstance(pixel_values, Mapping):
+        raise TypeError("pixel_values is what an image processor returns, a dictionary: call model(**inputs)")
     array = np.asarray(pixel_values)
     if array.dtype.kind != "f":
         hint = "run the image processor first, it turns whole-numbered pixels into network input"

@@ -93,7 +93,8 @@ def check_installed(peers: list[str], with_plot: bool) -> None:
     for name, modules in wanted.items():
         missing = [module for module in modules if find_spec(module) is None]
         if missing:
-            raise ImportError(f"bench needs {', '.join(missing)} for {name}: pip install 'effnet_np[bench]', or leave it out")
+            way = "pip install 'effnet_np[bench]'" + ("" if name == "Numba" else f", or leave {name} out")
+            raise ImportError(f"bench needs {', '.join(missing)}: {way}")
 
 
 def print_result(result: dict, peers: list[str], header: bool) -> None:

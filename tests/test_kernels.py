@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("llvmlite")
 pytest.importorskip("numba")
 
-from effnet_np import EfficientNetConfig, EfficientNetForImageClassification, EfficientNetModel
+from effnet_np import EfficientNetConfig, EfficientNetForImageClassification, EfficientNetModel, ops
 from effnet_np.kernels import library, table
 from effnet_np.kernels.compiled import CompiledEfficientNet as compile_model
 from effnet_np.layer_specs import layer_specs
@@ -102,7 +102,7 @@ VARIANTS = {
         "kernel_sizes": [3], "in_channels": [32], "out_channels": [16], "strides": [1], "num_block_repeats": [3],
         "expand_ratios": [1],
     },
-    **{f"activation {name}": {"hidden_act": name} for name in ("relu", "relu6", "gelu", "gelu_new", "selu", "mish", "silu")},
+    **{f"activation {name}": {"hidden_act": name} for name in sorted(ops.ACTIVATIONS)},
 }  # fmt: skip
 
 

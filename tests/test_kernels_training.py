@@ -15,13 +15,14 @@ import pytest
 pytest.importorskip("llvmlite")
 pytest.importorskip("numba")
 
+from test_kernels import VARIANTS, live, pictures, small
+
 import effnet_np
 from effnet_np import EfficientNetConfig
 from effnet_np.kernels import library
 from effnet_np.layers import BatchNorm2d
 from effnet_np.training.backward import backward
 from effnet_np.training.optimizers import AdamW
-from test_kernels import VARIANTS, live, pictures, small
 
 if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
     pytest.skip("needs compiled code", allow_module_level=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from effnet_np.kernels.target import default_threads
+from effnet_np.kernels.cores import default_threads
 from effnet_np.kernels.training.network import TrainingNetwork
 from effnet_np.kernels.training.plan import Asked
 from effnet_np.layers import BatchNorm2d, Dropout
