@@ -242,9 +242,7 @@ class DepthwiseBackward(Step):
     def floats(self):
         window, images = self.window, self.cut.bands // self.bands
         wide = self.channels * window.height * window.width
-        return images * (
-            self.inputs * window.height * window.width + wide + 2 * self.channels * window.out_height * window.out_width
-        )
+        return images * (self.inputs * window.height * window.width + wide + 2 * self.channels * window.out_height * window.out_width)
 
     @property
     def scratch(self):

@@ -97,9 +97,7 @@ class TrainingNetwork:
             self._plans.move_to_end(key)
         return found
 
-    def forward(
-        self, images: np.ndarray, asked: Asked, momenta: dict[str, float], masks: Mapping[int, np.ndarray]
-    ) -> np.ndarray:
+    def forward(self, images: np.ndarray, asked: Asked, momenta: dict[str, float], masks: Mapping[int, np.ndarray]) -> np.ndarray:
         """images (N, C, H, W) float32, C-contiguous -> pooled features (N, C). masks: a factor for each number, or each picture,
         of the residual branches of the blocks in `asked.drops`."""
         bound = self._bound = self.bound(asked, momenta)

@@ -76,9 +76,7 @@ class Panels:
     def gradient(self, name: str) -> At:
         return At("gradients", self.offset[self.prefix + name])
 
-    def matrix(
-        self, name: str, rows: int, columns: int, bias: str | None = None, inputs: int | None = None
-    ) -> tuple[Panel, Panel]:
+    def matrix(self, name: str, rows: int, columns: int, bias: str | None = None, inputs: int | None = None) -> tuple[Panel, Panel]:
         """(there, back) of a weight (rows, columns), which a step of its own packs."""
         inputs = inputs or units_of(columns) * UNIT
         there = self.reserve(inputs * blocks_of(rows) * BYTES)
@@ -87,9 +85,7 @@ class Panels:
             cut=cut(blocks_of(rows)), source=self.state(name), rows=rows, columns=columns, inputs=inputs, there=there, back=back
         )
         self.steps.append(step)
-        return Panel(there, self.state(bias) if bias else self.zeros, units_of(columns)), Panel(
-            back, self.zeros, units_of(rows)
-        )
+        return Panel(there, self.state(bias) if bias else self.zeros, units_of(columns)), Panel(back, self.zeros, units_of(rows))
 
     def folded(self, rows: int, columns: int) -> Panel:
         weights = self.reserve(units_of(columns) * UNIT * blocks_of(rows) * BYTES)
