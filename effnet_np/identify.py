@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from effnet_np.checkpoints.checkpoint import Foreign
+from effnet_np.checkpoints.files import naming
 from effnet_np.layer_specs import LayerSpec, layer_specs
 from effnet_np.match import Shape
 from effnet_np.weights.dialect import Dialect, Network
@@ -25,7 +26,12 @@ def identify(foreign: Foreign, preset: Callable[..., Any]) -> tuple[Any, dict[st
     Raises ValueError where names and shapes fit no known network, or several.
     """
     name = foreign.architecture or _only_one(foreign, fitting(foreign, preset), preset)
-    network = foreign.dialect.network(name)
+    with naming(foreign.path):
+        return _described(foreign, foreign.dialect.network(name), preset)
+
+
+def _described(foreign: Foreign, network: Network, preset: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
+    """That network with what the source itself says: its classes, channels, input and preprocessing."""
     fields, size = dict(foreign.fields), foreign.fields.get("input_size")
     fields.pop("input_size", None)
     rows = foreign.shapes.get(CLASSIFIER[0], ())
