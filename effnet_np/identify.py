@@ -15,6 +15,7 @@ from effnet_np.match import Shape
 from effnet_np.weights.dialect import Dialect, Network
 
 ANY_SIZE = 1 << 13  # pixels: no shape of a tensor depends on the image
+FEW = 12  # names that an error has room for
 CLASSIFIER = ("classifier.weight", "classifier.bias")
 SAID = ("padding", "batch_norm_eps", "depthwise_padding", "image_size")  # of the configuration, in an error
 IMAGENET_CLASSES = 1000
@@ -158,11 +159,11 @@ def _compared(found: Mapping[str, Shape]) -> dict[str, Shape]:
 def _only_one(foreign: Foreign, names: list[str], preset: Callable[..., Any]) -> str:
     if len(names) == 1:
         return names[0]
-    library, known = foreign.dialect.library, ", ".join(name for name in foreign.dialect.networks if "." not in name)
+    library, known = foreign.dialect.library, ", ".join([name for name in foreign.dialect.networks if "." not in name][:FEW])
     if not names:
         raise ValueError(
             f"{foreign.path} is a checkpoint of {library}, by its names, but its tensors are of none of its networks that are "
-            f"known here ({known}); to see in what it differs from one of them, say architecture="
+            f"known here ({known}, ...); to see in what it differs from one of them, say architecture="
         )
     lines = [f"  {name}: {_said(foreign.dialect.network(name), preset)}" for name in names]
     example = f"from_pretrained({foreign.path.name!r}, architecture={names[-1]!r})"
