@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import effnet_np
+from effnet_np.cli import main
 from effnet_np.hf_config import imagenet_labels
 from effnet_np.inference import metrics
 from effnet_np.inference.evaluate import evaluate
@@ -469,3 +470,56 @@ def test_refusals(flowers, tmp_path):
     with pytest.raises(ValueError, match=r"must end in .json, .html or .txt, got report.pdf"):
         result.save(tmp_path / "report.pdf")
     assert result.top5 is None
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command(photographs, tmp_path, capsys):
+    report = tmp_path / "report.html"
+    assert main(["evaluate", str(photographs), "--backend", "numpy", "--calibrate", "-o", str(report)]) == 1  # torn.png
+    said = capsys.readouterr()
+    assert "top-1    50.0%" in said.out
+    assert "temperature" in said.out
+    assert said.err.count("\n") == 2
+    assert "1 could not be judged" in said.err
+    assert report.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_two_backends_as_json(photographs, capsys):
+    """The kernels and NumPy: the same answers, and the report says which is which."""
+    assert main(["evaluate", str(photographs), "--backend", "numpy", "--backend", "numba", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert [run["model"] for run in report["models"]] == ["lite0 (numpy)", "lite0 (numba)"]
+    assert (report["compared"]["both"], report["compared"]["neither"]) == (2, 2)
+    assert report["compared"]["mcnemar_p"] == 1
+    one, other = (run["cross_entropy"] for run in report["models"])
+    assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "a", "--model", "b", "--model", "c"], "two are compared, no more"),
+        (["-o", "report.pdf"], "must end in .json, .html or .txt, got report.pdf"),
+    ],
+)
+def test_wrong_calls(photographs, arguments, words, capsys):
+    assert main(["evaluate", str(photographs), *arguments]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_a_list_and_a_model_of_ones_own(flowers, tmp_path, capsys):
+    """As a fine-tuned model has them: its own names, from its folder."""
+    flowers.save_pretrained(tmp_path / "model")
+    flowers.image_processor.save_pretrained(tmp_path / "model")
+    (tmp_path / "a.png").write_bytes(CHELSEA.read_bytes())
+    (tmp_path / "b.png").write_bytes(COFFEE.read_bytes())
+    answers = effnet_np.classify([tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "model", backend="numpy")
+    label = answers[0][0]["label"]
+    (tmp_path / "list.csv").write_text(f'file,label\na.png,"{label}"\nb.png,tulip\n')
+    expected = 1 + (answers[1][0]["label"] == "tulip")
+    command = ["evaluate", str(tmp_path / "list.csv"), "--model", str(tmp_path / "model"), "--backend", "numpy", "--json"]
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["top1"]["right"], report["top1"]["total"], report["top5"]) == (expected, 2, None)
