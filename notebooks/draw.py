@@ -882,13 +882,13 @@ def evidence(chosen, trained, untrained, shown):
 
 def likeness(groups):
     """Rank correlations by method: {title: {method: [one a photograph]}}, dots and medians."""
-    fig, axes = plt.subplots(1, len(groups), figsize=(10, 2.4), sharey=True)
+    fig, axes = plt.subplots(1, len(groups), figsize=(12, 2.4), sharey=True)
     for ax, (title, by_method) in zip(axes, groups.items(), strict=True):
         for row, values in enumerate(by_method.values()):
             ax.plot(values, np.full(len(values), row), "o", alpha=0.6)
             ax.plot([np.median(values)] * 2, [row - 0.3, row + 0.3], color="k", linewidth=1)
         ax.axvline(0, color="C6", linewidth=0.8)
-        ax.set(title=title, xlabel="rank correlation; dots are photographs", xlim=(-0.6, 1), ylim=(len(by_method) - 0.5, -0.5))
+        ax.set(title=title, xlabel="rank correlation; a dot a photograph", xlim=(-0.9, 1), ylim=(len(by_method) - 0.5, -0.5))
         ax.set_yticks(range(len(by_method)), list(by_method))
     plt.show()
 
