@@ -18,7 +18,8 @@ sys.path.append(str(NOTEBOOKS))
 import course  # noqa: E402
 
 spec = importlib.util.spec_from_file_location("course_build", NOTEBOOKS / "build.py")
-assert spec and spec.loader
+assert spec is not None
+assert spec.loader is not None
 build = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build)
 
