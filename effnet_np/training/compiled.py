@@ -53,7 +53,9 @@ class CompiledForTraining:
         self._backbone = self.model.efficientnet if self.classifies else self.model
         self._prefix = "efficientnet." if self.classifies else ""
         learnt = {name for name, _ in self.model.named_parameters()}
-        self._network = TrainingNetwork(self.model.state_dict(), learnt, self._prefix, copy.deepcopy(model.config), self.threads)
+        self._network = TrainingNetwork(
+            self.model.state_dict(), learnt, self._prefix, copy.deepcopy(model.config), self.threads
+        )
         for key, module, name in self.model._state():
             if key in self._network.parameters.arrays:
                 setattr(module, name, self._network.parameters.arrays[key])
@@ -114,7 +116,9 @@ class CompiledForTraining:
     def _backward(self, pixel_values, labels, output_gradient, parameters, pixel_gradient, label_smoothing, seed) -> Gradients:
         """The same, but for the gradients: they are those that the next call writes over."""
         if (labels is None) == (output_gradient is None):
-            raise ValueError("give either labels, for the model's own loss, or output_gradient, dL/d logits for a loss of your own")
+            raise ValueError(
+                "give either labels, for the model's own loss, or output_gradient, dL/d logits for a loss of your own"
+            )
         if labels is not None and not self.classifies:
             raise ValueError("a backbone has no loss: give output_gradient, dL/d pooler_output, in place of labels")
         images = np.ascontiguousarray(check_pixel_values(self.config, pixel_values, np.float32))
@@ -130,7 +134,9 @@ class CompiledForTraining:
                 module.num_batches_tracked += 1
         head = [self.model.classifier.weight, self.model.classifier.bias] if self._has_classifier() else []
         with Tape([pooled, *head]) as tape:
-            logits = self.model.classifier(self.model.dropout(pooled)) if self.classifies else ops.flatten(pooled[:, :, None, None])
+            logits = (
+                self.model.classifier(self.model.dropout(pooled)) if self.classifies else ops.flatten(pooled[:, :, None, None])
+            )
             loss = None
             if labels is not None:
                 loss = classification_loss(self.config, logits, np.asarray(labels), label_smoothing)
