@@ -23,7 +23,7 @@ OUTPUTS = ("labels", "logits", "features", "pixel_values")
 ERRORS = ("raise", "return")
 FUNCTIONS = {"softmax": ops.softmax, "sigmoid": ops.sigmoid, "none": lambda logits: logits}
 WINDOW = 8  # sources that are read ahead, for each thread,
-LARGEST_WINDOW = 48  # and in all: the first result of an endless iterator comes before its 64th picture is read
+LARGEST_WINDOW = 63  # and in all: the first result of an endless iterator comes before its 64th picture is read
 
 Prediction = dict[str, Any]
 
