@@ -195,9 +195,7 @@ def paper(peers: list[str], seconds: float) -> int:
     print("| network, one core | ms | times B1 |\n|---|---|---|")
     for name, milliseconds in rows:
         print(f"| {name} | {milliseconds:.1f} | {milliseconds / ms['B1']:.1f} |")
-    print(
-        f"{rounds} rounds; {ms[best] / ms['B1']:.1f} times by the best, {best}; {PAPERS_RATIO} in the paper"
-    )
+    print(f"{rounds} rounds; {ms[best] / ms['B1']:.1f} times by the best, {best}; {PAPERS_RATIO} in the paper")
     return 0
 
 

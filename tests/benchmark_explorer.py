@@ -46,8 +46,8 @@ class Explorer:
         self.process.terminate()
         self.process.wait(10)
 
-    def ask(self, name, **query):
-        self.connection.request("GET", f"{self.place.path}api/{name}?{urlencode(query)}")
+    def ask(self, question, /, **query):
+        self.connection.request("GET", f"{self.place.path}api/{question}?{urlencode(query)}")
         body = self.connection.getresponse().read()
         return json.loads(body) if body[:1] == b"{" else body
 
@@ -122,15 +122,17 @@ def on_screen():
         with Explorer(CHELSEA) as explorer:
             page.goto(explorer.address)
             page.wait_for_selector("#answer li .score")
-            parts, numbers, changes = [], [], []
+            parts, numbers, answers, changes = [], [], [], []
             for part in range(1, 19):
                 parts.append(shown(page, f"#map li:nth-child({part}) button"))
                 shown(page, "#channels button >> nth=0")
                 numbers.append(shown(page, "#place button"))
                 changes.append(shown(page, "#silence"))
+                answers.append(page.evaluate("window.answeredAt - window.began"))
                 shown(page, "#undo")
             told("on screen: a layer's channels, Lite0", parts, 200)
             told("on screen: a number's sum, Lite0", numbers, 100)
+            told("on screen: a channel silenced, the answer has moved, Lite0", answers)
             told("on screen: a channel silenced, all panels anew, Lite0", changes)
         browser.close()
 

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import effnet_np
+from effnet_np.cli import main
 from effnet_np.inference import cluster
 from effnet_np.inference.classify import get_model, get_runner
 from effnet_np.inference.stream import stream
@@ -24,7 +25,7 @@ from effnet_np.version import __version__
 from helpers import CHELSEA, COFFEE, pair, tiny_config
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed (extra dask)")
-DEATHS = cluster.DEATHS
+DEATHS = 2
 KILLER = "killer"  # a picture of this name kills the process that opens it
 
 
@@ -53,6 +54,7 @@ class Deadly(distributed.WorkerPlugin):
 
 @pytest.fixture(scope="module")
 def client():
+    cluster.DEATHS = DEATHS  # each costs seconds
     with cluster.local(2) as client:
         client.register_plugin(Deadly())
         yield client
@@ -203,6 +205,7 @@ def test_large_pictures_go_in_smaller_pieces():
     sources = [b"x" * (3 << 20)] * 4 + ["name"] * 40
     sizes = [len(piece.sources) for piece in cluster._pieces(iter(sources), 32)]
     assert sizes == [3, 32, 9]
+    assert pickle.loads(next(cluster._pieces(iter(sources), 32)).sources[0]) == sources[0]
     firsts = [piece.first for piece in cluster._pieces(iter(sources), 32)]
     assert firsts == [0, 3, 35]
 
@@ -226,18 +229,18 @@ def test_a_worker_has_one_network_of_one_thread_for_each_of_its_threads(model, t
 
 
 def test_killed_workers_lose_nothing_and_double_nothing(client, model, files, quiet):
-    """Four times a worker is killed (-9) while it works."""
-    many = files * 3
+    """Twice a worker is killed (-9) while it works."""
+    many = files * 2
     results, killed = [], 0
     for result in cluster.map(client, many, model, backend="numba", piece=5):
         results.append(result)
-        if len(results) in (40, 150, 290, 450):
+        if len(results) in (40, 250):
             workers = client.scheduler_info()["workers"]
             processes = client.run(os.getpid, on_error="ignore")
             os.kill(processes[next(iter(workers))], signal.SIGKILL)
             killed += 1
-    assert killed == 4
-    assert comparable(results) == quiet * 3
+    assert killed == 2
+    assert comparable(results) == quiet * 2
 
 
 def test_a_picture_that_kills_its_workers_is_named_and_left_out(client, model, files, quiet, tmp_path):
@@ -345,3 +348,20 @@ def test_without_dask(monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'effnet_np\[dask\]'"):
         with cluster.connect("local"):
             pass
+
+
+def test_the_command_line(client, files, tmp_path, capsys):
+    """classify and evaluate, on the module's cluster: the file of answers is that of one process, byte for byte."""
+    address, pictures = client.scheduler.address, [str(CHELSEA), files[50], str(COFFEE)]
+    chosen = ["--backend", "numba", "--top-k", "2"]
+    assert main(["classify", *pictures, *chosen, "-o", str(tmp_path / "here.jsonl")]) == 1
+    assert main(["classify", *pictures, *chosen, "-o", str(tmp_path / "there.jsonl"), "--dask", address]) == 1
+    assert (tmp_path / "there.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
+    assert (tmp_path / "here.jsonl").read_text().count("\n") == 3
+    assert main(["classify", str(CHELSEA), "--embed", "--backend", "numba", "--dask", address]) == 0
+    for folder, source in (("n02123159", CHELSEA), ("n07920052", COFFEE)):
+        (tmp_path / "val" / folder).mkdir(parents=True)
+        (tmp_path / "val" / folder / "a.png").write_bytes(source.read_bytes())
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "val"), "--backend", "numba", "--dask", address]) == 0
+    assert "top-1    100.0%" in capsys.readouterr().out

@@ -108,7 +108,10 @@ class Dialect:
                     found[name] = (found.get(name, (there[0],))[0], there[0])
                 else:
                     found.pop(name, None)
-        return found
+        gates = {
+            name.rpartition(".")[0] for name in found if name.endswith("squeeze_excite.reduce")
+        }  # timm has empty ones, too
+        return {name: pair for name, pair in found.items() if "squeeze_excite" not in name or _gate(name) in gates}
 
     def blocks_in(self, modules: Collection[str]) -> list[Block]:
         """The blocks that these names of the library's modules have, in order."""
@@ -159,6 +162,10 @@ class Dialect:
         """How the library's array is turned into our tensor of that name, None where both are alike."""
         module, _, tensor = name.rpartition(".")
         return self.axes.get(kind_of(module)) if tensor == "weight" else None
+
+
+def _gate(name: str) -> str:
+    return name.partition("squeeze_excite")[0] + "squeeze_excite"
 
 
 TORCH = {

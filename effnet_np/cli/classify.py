@@ -7,11 +7,11 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from effnet_np.cli.common import MODEL_HELP, PIXELS_HELP, PROCESSOR_HELP, Commands, positive, say
+from effnet_np.cli.common import DASK_HELP, MODEL_HELP, PIXELS_HELP, PROCESSOR_HELP, Commands, positive, say
 from effnet_np.cli.outputs import SUFFIXES, Lines, json_line, not_yet, open_output, record_of, text
 from effnet_np.cli.progress import Progress
 from effnet_np.cli.sources import Entry, Limits, entries, expand
@@ -46,6 +46,7 @@ def add(commands: Commands) -> None:
     backends = "numpy, numba (compiled kernels), or auto: numba where it is warmed up (default: %(default)s)"
     command.add_argument("--backend", choices=("auto", "numpy", "numba"), default="auto", help=backends)
     command.add_argument("--threads", type=positive, metavar="N", help="of the compiled kernels (default: one per core)")
+    command.add_argument("--dask", metavar="ADDRESS", help=DASK_HELP)
     fetched = "refuse pictures of more bytes than this from addresses and shards (default: %(default)s)"
     command.add_argument("--max-bytes", type=positive, default=50_000_000, metavar="N", help=fetched)
     command.add_argument(
@@ -93,10 +94,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _runner(options: argparse.Namespace) -> Any:
-    from effnet_np.inference.classify import get_runner
+    from effnet_np.inference.classify import get_model, get_runner
 
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: say(message)
+        if options.dask:
+            return get_model(options.model, options.processor)
         if options.backend == "numba":
             _compile_if_cold()
         return get_runner(options.model, options.backend, options.threads, options.processor, features=options.embed)
@@ -123,6 +126,7 @@ def _work(
     progress: Progress,
     tally: _Tally,
 ) -> None:
+    from effnet_np.inference import cluster
     from effnet_np.inference.stream import stream
 
     names: deque[str] = deque()  # of the pictures that are on their way
@@ -135,8 +139,14 @@ def _work(
     few = total is not None and total <= FEW
     pictures: Iterable[Any] = list(sources()) if few else sources()
     output = "features" if options.embed else "labels"
-    asked = {"top_k": options.top_k, "batch_size": options.batch_size, "max_pixels": options.max_pixels}
-    with closing(stream(runner, pictures, output, errors="return", **asked)) as results:  # type: ignore[type-var]
+    asked = {"top_k": options.top_k, "max_pixels": options.max_pixels}
+    with ExitStack() as stack:
+        if options.dask:
+            client = stack.enter_context(cluster.connect(options.dask, options.threads))
+            results = cluster.map(client, pictures, runner, output, backend=options.backend, **asked)
+        else:
+            results = stream(runner, pictures, output, errors="return", batch_size=options.batch_size, **asked)
+        stack.enter_context(closing(results))  # type: ignore[type-var]
         for result in results:
             name, failed = names.popleft(), isinstance(result, Exception)
             with progress.answer(sink.prints or failed):

@@ -12,6 +12,7 @@ MODEL_HELP = "lite0 (embedded), b0 to b7 (Google's, from the hub), a hub id, a f
 PROCESSOR_HELP = "the preprocessing: b0 to b7, lite0, a folder or a preprocessor_config.json (default: the model's own)"
 ARCHITECTURE_HELP = "another library's name for the network, where the file does not say it, as tf_efficientnet_b0"
 PIXELS_HELP = "refuse pictures of more pixels than this (default: %(default)s)"
+DASK_HELP = "do it on a Dask cluster: its scheduler's address (tcp://host:8786), or local: processes on this machine"
 LAYERS_HELP = "only these layers, a pattern such as '*.blocks.3.*'; may be given several times"
 Commands = argparse._SubParsersAction  # what a command adds itself to
 

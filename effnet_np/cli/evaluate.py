@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 import warnings
-from contextlib import closing
+from contextlib import ExitStack, closing
 
-from effnet_np.cli.common import MODEL_HELP, PIXELS_HELP, PROCESSOR_HELP, Commands, positive, say
+from effnet_np.cli.common import DASK_HELP, MODEL_HELP, PIXELS_HELP, PROCESSOR_HELP, Commands, positive, say
+from effnet_np.cli.progress import Progress
 from effnet_np.images.io import MAX_PIXELS
-from effnet_np.printable import printable
 
 DESCRIPTION = """Judge a model by pictures whose classes are known: top-1 and top-5 with 95% intervals, classes, confusions,
 calibration, speed. PICTURES is a folder with a folder for each class, named by label, by WordNet id (ImageNet's) or by index;
@@ -41,12 +39,14 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("--threads", type=positive, metavar="N", help="how many cores to use (default: all)")
     command.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help=PIXELS_HELP)
+    command.add_argument("--dask", metavar="ADDRESS", help=DASK_HELP)
     command.add_argument("--json", action="store_true", help="print the report as JSON")
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate one model or two, print and write the report; 1 where a picture could not be judged."""
+    from effnet_np.inference import cluster
     from effnet_np.inference.evaluate import check_ending, evaluate, to_json, to_text, write
 
     models, backends = options.model or ["lite0"], options.backend or ["auto"]
@@ -55,27 +55,28 @@ def run(options: argparse.Namespace) -> int:
     if options.output:
         check_ending(options.output)  # before the work
     count = max(len(models), len(backends))
-    chosen = list(zip((models * 2)[:count], (backends * 2)[:count], strict=True))
-    runs = []
-    for model, backend in chosen:
-        bar = Bar(model)
-        with warnings.catch_warnings(), closing(bar):
-            warnings.showwarning = lambda message, *_: say(message)
-            runs.append(
-                evaluate(
-                    options.source,
-                    model,
-                    calibrate=options.calibrate,
-                    batch_size=options.batch_size,
-                    backend=backend,
-                    threads=options.threads,
-                    image_processor=options.processor,
-                    max_pixels=options.max_pixels,
-                    progress=bar.show,
+    with ExitStack() as stack:
+        client = stack.enter_context(cluster.connect(options.dask, options.threads)) if options.dask else None
+        runs = []
+        for model, backend in zip((models * 2)[:count], (backends * 2)[:count], strict=True):
+            with warnings.catch_warnings(), closing(_Count()) as seen:
+                warnings.showwarning = lambda message, *_: say(message)
+                runs.append(
+                    evaluate(
+                        options.source,
+                        model,
+                        calibrate=options.calibrate,
+                        batch_size=options.batch_size,
+                        backend=backend,
+                        threads=None if client else options.threads,
+                        image_processor=options.processor,
+                        max_pixels=options.max_pixels,
+                        client=client,
+                        progress=seen.show,
+                    )
                 )
-            )
-        if len(backends) == 2:  # the same model, by another way
-            runs[-1].model = f"{model} ({backend})"
+            if len(backends) == 2:  # the same model, by another way
+                runs[-1].model = f"{model} ({backend})"
     compared = runs[0].against(runs[1]) if count == 2 else None
     print(to_json(runs, compared) if options.json else to_text(runs, compared))
     if options.output:
@@ -87,21 +88,17 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-class Bar:
-    """On a terminal, how many pictures have been judged, and how long the others will take."""
+class _Count:
+    """The progress of one evaluation, whose total is known when its first picture is done."""
 
-    def __init__(self, title: str):
-        self.title, self.began, self.shown = title, time.monotonic(), 0.0
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
 
-    def show(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if not sys.stderr.isatty() or (now - self.shown < 0.2 and done < total):
-            return
-        rate = done / max(now - self.began, 1e-9)
-        line = f"{self.title}: {done} of {total} pictures, {rate:.0f} a second, {(total - done) / rate:.0f} s left"
-        print(f"\r{printable(line):<78}", end="", file=sys.stderr, flush=True)
-        self.shown = now
+    def show(self, _done: int, total: int) -> None:
+        self.progress = self.progress or Progress(total)
+        with self.progress.answer(prints=False):
+            pass
 
     def close(self) -> None:
-        if self.shown:
-            print(file=sys.stderr)
+        if self.progress is not None:
+            self.progress.close()

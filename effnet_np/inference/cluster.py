@@ -14,6 +14,7 @@ that again outlives no worker is known: its result is a ChildProcessError.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import pydoc
@@ -99,14 +100,14 @@ def _backend(model: Any, backend: str) -> str:
 
 
 @contextlib.contextmanager
-def connect(address: str) -> Iterator[Client]:
-    """A client of the scheduler at that address, or of a cluster on this machine, a process a core, for "local"."""
+def connect(address: str, workers: int | None = None) -> Iterator[Client]:
+    """A client of the scheduler at that address or, for "local", of a cluster here of `workers` processes, or one a core."""
     try:
         from distributed import Client
     except ImportError as error:
         raise ImportError(f"a cluster needs Dask ({error}): pip install 'effnet_np[dask]'") from error
     if address == "local":
-        with local(default_threads()) as client:
+        with local(workers or default_threads()) as client:
             yield client
         return
     try:
@@ -156,7 +157,7 @@ class _Piece:
     """Some of the sources, from number `first` on, and what has become of them."""
 
     first: int
-    sources: list[Any]
+    sources: list[str | bytes]
     results: list[Any] = field(default_factory=list)
     left: int = 0
 
@@ -191,9 +192,8 @@ def _run(
 def _pieces(sources: Iterable[Any], size: int) -> Iterator[_Piece]:
     first, batch, held = 0, [], 0
     for source in sources:
-        source = _portable(source)
-        batch.append(source)
-        held += len(source) if isinstance(source, bytes) else getattr(source, "nbytes", 0)
+        batch.append(_packed(source))
+        held += len(batch[-1])
         if len(batch) == size or held >= PIECE_BYTES:
             yield _Piece(first, batch)
             first, batch, held = first + len(batch), [], 0
@@ -201,14 +201,40 @@ def _pieces(sources: Iterable[Any], size: int) -> Iterator[_Piece]:
         yield _Piece(first, batch)
 
 
-def _portable(source: Any) -> Any:
-    """What another process can open: names of files from the root on, no open files."""
+def _packed(source: Any) -> str | bytes:
+    """What another process can open: a file's name from the root on, or anything else, pickled; open files are read here."""
     if isinstance(source, (str, os.PathLike)):
-        name = os.fspath(source)
-        return name if isinstance(name, str) and "://" in name else os.path.abspath(name)
-    if isinstance(source, (bytearray, memoryview)):
-        return bytes(source)
-    return source.read() if hasattr(source, "read") and not hasattr(source, "getbands") else source
+        name = os.fsdecode(source)
+        return name if "://" in name else os.path.abspath(name)
+    if isinstance(source, memoryview):
+        source = bytes(source)
+    try:
+        return pickle.dumps(source, protocol=5)
+    except Exception as fault:
+        if not hasattr(source, "read"):
+            return pickle.dumps(Unread(f"a {type(source).__name__} cannot be sent to a worker: {fault}"))
+    try:
+        return pickle.dumps(Read(source.read(), str(getattr(source, "name", "the file object"))))
+    except Exception as error:
+        return pickle.dumps(Unread(str(error) or type(error).__name__))
+
+
+class Read(io.BytesIO):
+    """The bytes of an open file, which errors call by its name."""
+
+    def __init__(self, data: bytes, name: str):
+        super().__init__(data)
+        self.name = name
+
+
+class Unread:
+    """What could not be read where it was: reading it on the worker raises the reason."""
+
+    def __init__(self, reason: str):
+        self.reason = reason
+
+    def read(self, _size: int = -1) -> bytes:
+        raise ValueError(self.reason)
 
 
 class _Crew:
@@ -314,8 +340,8 @@ class _Crew:
                 self.client.unregister_worker_plugin(self.token)
 
 
-def _killer(source: Any, deaths: int) -> ChildProcessError:
-    name = source if isinstance(source, str) else f"this picture ({type(source).__name__})"
+def _killer(source: str | bytes, deaths: int) -> ChildProcessError:
+    name = source if isinstance(source, str) else "this picture"
     return ChildProcessError(f"{name}: {deaths} workers died of it, one after the other, each alone with it; it is left out")
 
 
@@ -337,12 +363,13 @@ def _task() -> Any:
     """
 
     def answer(version: str, *arguments: Any) -> list[Any]:
-        import effnet_np
+        import importlib
 
-        if effnet_np.__version__ != version:
+        here = importlib.import_module("effnet_np").__version__
+        if here != version:
             from distributed import get_worker
 
-            both = f"has effnet_np {effnet_np.__version__}, and here is effnet_np {version}"
+            both = f"has effnet_np {here}, and here is effnet_np {version}"
             raise RuntimeError(f"the worker {get_worker().address} {both}: install the same version on all machines")
         from effnet_np.inference.cluster import answer_piece
 
@@ -351,7 +378,7 @@ def _task() -> Any:
     return answer
 
 
-def answer_piece(token: str, sources: list[Any], options: dict) -> list[Any]:
+def answer_piece(token: str, sources: list[str | bytes], options: dict) -> list[Any]:
     """The results of a piece, in its order, exceptions in their places. Runs in one thread of a worker, and uses no other."""
     from distributed import get_worker
 
@@ -359,7 +386,8 @@ def answer_piece(token: str, sources: list[Any], options: dict) -> list[Any]:
     lane = lanes.get()
     try:
         # One picture at a time: an answer must not depend, in NumPy's last bits, on the pictures that it shares a piece with.
-        results = stream(lane, sources, batch_size=1, errors="return", threads=1, **options)
+        pictures = [source if isinstance(source, str) else pickle.loads(source) for source in sources]
+        results = stream(lane, pictures, batch_size=1, errors="return", threads=1, **options)
         return [_plain(result) for result in results]
     finally:
         lanes.put(lane)
