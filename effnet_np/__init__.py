@@ -16,6 +16,7 @@ if not Path(__file__).with_name("kernels").exists():
 from effnet_np.hf_config import EfficientNetConfig
 from effnet_np.images.processor import EfficientNetImageProcessor
 from effnet_np.inference.classify import classify
+from effnet_np.inference.models import models
 from effnet_np.model import EfficientNetForImageClassification, EfficientNetModel
 from effnet_np.version import __version__
 
@@ -89,5 +90,6 @@ __all__ = [
     "evaluate",
     "explain",
     "finetune",
+    "models",
     "summary",
 ]

@@ -51,9 +51,9 @@ def layer_specs(network: Architecture, height: int, width: int) -> Iterator[Laye
     """Every layer with numbers in it, in the order of the forward pass, for an image of (height, width)."""
 
     def conv(name: str, norm: str, c_in: int, c_out: int, size, activated=True, **options) -> Iterator[LayerSpec]:
-        yield LayerSpec(name, "conv", c_in, c_out, *size, activated=activated and not norm, **options)
+        yield LayerSpec(name, "conv", c_in, c_out, size[0], size[1], activated=activated and not norm, **options)
         if norm:
-            yield LayerSpec(norm, "norm", c_out, c_out, *size, activated=activated)
+            yield LayerSpec(norm, "norm", c_out, c_out, size[0], size[1], activated=activated)
 
     def window(part, size) -> dict[str, Any]:
         zeros = part.zeros(*size)

@@ -93,7 +93,8 @@ def check_installed(peers: list[str], with_plot: bool) -> None:
     for name, modules in wanted.items():
         missing = [module for module in modules if find_spec(module) is None]
         if missing:
-            raise ImportError(f"bench needs {', '.join(missing)} for {name}: pip install 'effnet_np[bench]', or leave it out")
+            way = "pip install 'effnet_np[bench]'" + ("" if name == "Numba" else f", or leave {name} out")
+            raise ImportError(f"bench needs {', '.join(missing)}: {way}")
 
 
 def print_result(result: dict, peers: list[str], header: bool) -> None:
@@ -195,9 +196,7 @@ def paper(peers: list[str], seconds: float) -> int:
     print("| network, one core | ms | times B1 |\n|---|---|---|")
     for name, milliseconds in rows:
         print(f"| {name} | {milliseconds:.1f} | {milliseconds / ms['B1']:.1f} |")
-    print(
-        f"{rounds} rounds; {ms[best] / ms['B1']:.1f} times by the best, {best}; {PAPERS_RATIO} in the paper"
-    )
+    print(f"{rounds} rounds; {ms[best] / ms['B1']:.1f} times by the best, {best}; {PAPERS_RATIO} in the paper")
     return 0
 
 

@@ -38,7 +38,11 @@ class Explorer:
         self.connection = http.client.HTTPConnection(self.place.netloc)
 
     def __enter__(self):
-        opened = self.ask("open")
+        try:
+            opened = self.ask("open")
+        except OSError:
+            self.__exit__()
+            raise
         self.about = {"model": opened["models"][0], "picture": opened["first"]}
         return self
 
@@ -46,8 +50,8 @@ class Explorer:
         self.process.terminate()
         self.process.wait(10)
 
-    def ask(self, name, **query):
-        self.connection.request("GET", f"{self.place.path}api/{name}?{urlencode(query)}")
+    def ask(self, question, /, **query):
+        self.connection.request("GET", f"{self.place.path}api/{question}?{urlencode(query)}")
         body = self.connection.getresponse().read()
         return json.loads(body) if body[:1] == b"{" else body
 
@@ -122,15 +126,17 @@ def on_screen():
         with Explorer(CHELSEA) as explorer:
             page.goto(explorer.address)
             page.wait_for_selector("#answer li .score")
-            parts, numbers, changes = [], [], []
+            parts, numbers, answers, changes = [], [], [], []
             for part in range(1, 19):
                 parts.append(shown(page, f"#map li:nth-child({part}) button"))
                 shown(page, "#channels button >> nth=0")
                 numbers.append(shown(page, "#place button"))
                 changes.append(shown(page, "#silence"))
+                answers.append(page.evaluate("window.answeredAt - window.began"))
                 shown(page, "#undo")
             told("on screen: a layer's channels, Lite0", parts, 200)
             told("on screen: a number's sum, Lite0", numbers, 100)
+            told("on screen: a channel silenced, the answer has moved, Lite0", answers)
             told("on screen: a channel silenced, all panels anew, Lite0", changes)
         browser.close()
 
@@ -170,24 +176,28 @@ def pictures(explorer, count=200):
     print(f"{'server memory after 50, 100, 150, 200 pictures':64} {', '.join(f'{size:.0f}' for size in sizes)} MB")
 
 
+def served(name, goals, *arguments):
+    """Layers, numbers and changes at the socket, and the memory that the server took for them."""
+    with Explorer(CHELSEA, *arguments) as explorer:
+        channels, numbers = layers_and_numbers(explorer)
+        told(f"answered: a layer's statistics and 60 channels, {name}", channels, goals[0])
+        told(f"answered: a number's sum, {name}", numbers, goals[1])
+        explorer.ask("answer", **explorer.about, changes="grey:0.1")  # the kernels' plan is made
+        told(f"answered: what if, {name}", what_if(explorer), goals[2])
+        print(f"{f'server memory, at most, {name}':64} {explorer.memory('VmHWM'):14.0f} MB", flush=True)
+
+
 def main():
     if BROWSER is None:
         print("no browser: apt-get install chromium; what is on screen is not measured")
     else:
         on_screen()
-    with tempfile.TemporaryDirectory() as folder, Explorer(CHELSEA) as lite0:
-        for name, explorer, goals in (("Lite0", lite0, (200, 100, 50)), ("B4", None, (None, None, 300))):
-            if explorer is None:
-                random_b4(folder)
-                explorer = Explorer(CHELSEA, "--model", folder).__enter__()
-            channels, numbers = layers_and_numbers(explorer)
-            told(f"answered: a layer's statistics and 60 channels, {name}", channels, goals[0])
-            told(f"answered: a number's sum, {name}", numbers, goals[1])
-            explorer.ask("answer", **explorer.about, changes="grey:0.1")  # the kernels' plan is made
-            told(f"answered: what if, {name}", what_if(explorer), goals[2])
-            print(f"{f'server memory, at most, {name}':64} {explorer.memory('VmHWM'):14.0f} MB")
-        explorer.__exit__()
-        pictures(lite0)
+    served("Lite0", (200, 100, 50))
+    with tempfile.TemporaryDirectory() as folder:
+        random_b4(folder)
+        served("B4", (None, None, 300), "--model", folder)
+    with Explorer(CHELSEA) as explorer:
+        pictures(explorer)
 
 
 if __name__ == "__main__":

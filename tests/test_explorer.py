@@ -6,6 +6,8 @@ import io
 import json
 import math
 import socket
+import subprocess
+import sys
 import threading
 import time
 from urllib.parse import urlencode
@@ -399,6 +401,15 @@ def test_requests_of_other_pages(running, method, headers):
     assert not any(name.startswith("access-control") for name in given)
 
 
+def test_a_link_elsewhere_opens_the_page_and_nothing_else(running):
+    """As in a letter or a chat; not in a frame, and no answer."""
+    link = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}
+    assert ask(running, "", **link)[0] == 200
+    assert ask(running, "", **link | {"Sec_Fetch_Dest": "iframe"})[0] == 403
+    assert ask(running, "api/open", **link)[0] == 403
+    assert ask(running, "explorer.html?model=m", **link)[0] == 403
+
+
 def test_other_methods(running):
     assert ask(running, "api/picture", "POST", b"x")[0] == 405, "a browser names the origin of a POST"
     for method in ("PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT"):
@@ -533,3 +544,25 @@ def test_the_command_writes_a_page_as_a_file(tmp_path, capsys):
     assert main(["explore", "-o", str(path)]) == 1
     assert main(["explore", str(tmp_path / "none.jpg"), "-o", str(path)]) == 1
     assert path.read_text() == page
+
+
+def test_what_stands_beside_is_a_trace_or_a_model(tmp_path):
+    from effnet_np.cli.explore import _against
+
+    model = small()
+    model.save_pretrained(tmp_path / "model")
+    with Trace(model, layers="logits") as trace:
+        model(np.zeros((1, 3, 64, 64), np.float32))
+    trace.save(tmp_path / "trace.h5")
+    (tmp_path / "neither.h5").write_bytes(b"neither")
+    assert np.array_equal(_against(str(tmp_path / "trace.h5"))[0]["logits"], trace["logits"])
+    assert _against(str(tmp_path / "model"))[1].num_labels == 10
+    with pytest.raises(ValueError, match="neither a trace"):
+        _against(str(tmp_path / "neither.h5"))
+
+
+def test_without_the_extra_the_command_says_what_to_install():
+    code = "import sys; sys.modules['starlette'] = None; from effnet_np.cli import main; sys.exit(main(['explore']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install 'effnet_np[explore]'" in done.stderr

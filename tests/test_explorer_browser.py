@@ -1,5 +1,6 @@
 """The explorer in a real browser: Chromium, driven by Playwright. Where either is missing, these tests skip and say so."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -7,15 +8,21 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 
+from effnet_np import EfficientNetConfig, EfficientNetForImageClassification, EfficientNetImageProcessor, ops
 from effnet_np.inference.classify import get_model
-from effnet_np.tracing.trace import Trace
+from effnet_np.tracing.trace import Trace, enliven
 
 from helpers import CHELSEA, COFFEE
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install -e '.[test-browser]'")
 server = pytest.importorskip("effnet_np.explorer.server", reason="no Starlette or uvicorn: pip install -e '.[explore]'")
+
+from effnet_np.explorer.session import Session  # noqa: E402
+
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if BROWSER is None:
     pytest.skip("no browser: apt-get install chromium", allow_module_level=True)
@@ -41,19 +48,23 @@ def golden(tmp_path_factory):
     return path
 
 
+@contextlib.contextmanager
+def running(*arguments):
+    explorer = server.Explorer(*arguments)
+    thread = threading.Thread(target=explorer.serve, daemon=True)
+    thread.start()
+    yield explorer
+    explorer.stop()
+    thread.join(10)
+
+
 @pytest.fixture(scope="module")
 def explorer(golden):
     """A running explorer of Lite0 and the cat, beside the port's trace."""
-    from effnet_np.explorer.session import Session
-
     session = Session({"lite0": get_model("lite0")}, 20_000_000)
     session.add_picture(CHELSEA.read_bytes(), "chelsea.png")
-    running = server.Explorer(session, {"against": golden.name}, Trace.load(golden))
-    thread = threading.Thread(target=running.serve, daemon=True)
-    thread.start()
-    yield running
-    running.stop()
-    thread.join(10)
+    with running(session, {"against": golden.name}, Trace.load(golden)) as explorer:
+        yield explorer
 
 
 @pytest.fixture(scope="module")
@@ -135,15 +146,19 @@ def test_from_a_logit_back_to_a_pixel(page):
     """Every step's terms add up to the number, and the way ends at the photograph."""
     page.click("#open-logit")
     assert "classifier [282, 0, 0]" in page.text("#number-title")
+    _walk_to_a_pixel(page)
+    page.click("#step-back")
+    assert page.page.is_visible("#terms tbody .from")
+
+
+def _walk_to_a_pixel(page):
+    """By the largest term each time; the page checks each step."""
     for _ in range(90):
         assert page.page.get_attribute("#check", "class") == "good", page.text("#check")
-        first = page.page.query_selector("#terms tbody .from")
-        if first is None or not first.is_visible():
+        if not page.page.is_visible("#terms tbody .from >> nth=0"):
             break
         page.click("#terms tbody .from >> nth=0")
     assert "The photograph's own pixel" in page.text("#chain")
-    page.click("#step-back")
-    assert page.page.is_visible("#terms tbody .from")
 
 
 def test_a_sum_that_is_wrong_is_called_wrong(page, explorer):
@@ -157,6 +172,42 @@ def test_a_sum_that_is_wrong_is_called_wrong(page, explorer):
         }"""
     )
     assert forged == [True, False]
+
+
+def test_the_page_knows_every_activation(page):
+    """Its functions in JavaScript, beside those of ops.py in float64."""
+    numbers = np.linspace(-7, 7, 101)
+    for name, function in {**ops.ACTIVATIONS, "sigmoid": ops.sigmoid}.items():
+        script = "([name, numbers]) => numbers.map(FUNCTIONS[name])"
+        found = page.page.evaluate(script, [function.__name__, numbers.tolist()])
+        assert np.abs(np.array(found) - function(numbers)).max() < 1e-12, name
+
+
+def test_without_a_picture_one_can_be_taken(browser):
+    """And with squeeze-excite: a gate's number is a product, whose factors can be followed."""
+    config = EfficientNetConfig.preset("b0", image_size=64)
+    model = EfficientNetForImageClassification(config, initialize=False)
+    enliven(model)
+    model.image_processor = EfficientNetImageProcessor.preset("b0")
+    model.image_processor.size = {"height": 64, "width": 64}
+    with running(Session({"b0": model}, 20_000_000, kernels=False), {"against": None}) as explorer:
+        context = browser.new_context()
+        opened = Page(context, explorer.address)
+        assert opened.text("#status") == "Choose a picture to begin."
+        opened.click(".sample")
+        assert opened.page.locator("#answer li").count() == 5
+        opened.open(opened.at() + "&layer=efficientnet.encoder.blocks.3.squeeze_excite&channel=5&y=4&x=3")
+        assert "× gate" in opened.text("#chain")
+        assert "squeeze-excite" in opened.text("#number-note")
+        opened.click("#terms tbody .from >> nth=1")
+        assert "act_expand" in opened.text("#number-title")
+        assert opened.page.is_visible("#gate")
+        opened.click("#terms tbody .from >> nth=0")
+        opened.click("#terms tbody .from >> nth=0")
+        assert "the mean of 64 numbers" in opened.text("#chain")
+        assert opened.page.get_attribute("#check", "class") == "good"
+        assert opened.messages == []
+        context.close()
 
 
 def test_a_link_leads_back_to_the_same_number(page, browser, explorer):
@@ -188,8 +239,7 @@ def test_a_silenced_channel_moves_the_answer(page, explorer):
 
 
 def test_the_first_wrong_layer_of_a_port(page):
-    page.page.select_option("#beside", "trace")
-    page.page.wait_for_selector("#rows tr.first")
+    page.page.wait_for_selector("#rows tr.first")  # the page opens with it
     first = page.text("#rows tr.first td:first-child")
     assert "blocks.3.depthwise_conv.depthwise_conv_pad" in first
     assert "padding" in page.text("#hints")
@@ -230,6 +280,22 @@ def test_accessibility(browser, explorer, axe, scheme, width):
     context.close()
 
 
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("#layer=nonsense", "no layer 'nonsense'"),
+        (f"#layer={BLOCK4}&channel=40", "has channels 0 to 39"),
+        (f"#layer={BLOCK4}&channel=1&y=99&x=0", "has no place"),
+        ("#picture=0123456789abcdef", "no longer held"),
+        ("#changes=drop:table", "a change is"),
+    ],
+)
+def test_an_address_that_leads_nowhere_says_so(page, explorer, address, sentence):
+    page.open(explorer.address + address)
+    assert sentence in page.text("#status.error")
+    page.messages.clear()  # the browser itself notes that the server said no
+
+
 def test_by_keyboard_alone(page):
     """From the map to a number, without a mouse."""
     page.page.focus("#map button[tabindex='0']")
@@ -249,29 +315,52 @@ def test_by_keyboard_alone(page):
     assert "block 4" in page.text("#number-title")
 
 
-def test_an_exported_page_opens_without_a_server(browser, tmp_path):
-    from effnet_np.explorer.export import export
-    from effnet_np.explorer.session import Session
-
-    session = Session({"lite0": get_model("lite0")}, 20_000_000)
-    session.add_picture(CHELSEA.read_bytes(), "chelsea.png")
+def test_a_saved_page_opens_without_a_server(page, browser, tmp_path):
+    """Saved from the page, opened without a network: the way to a pixel adds up there, too, and what is not held is said."""
+    with page.page.expect_download() as download:
+        page.page.click("#save")
     path = tmp_path / "page.html"
-    assert export(session, {"against": None}, path) == path.stat().st_size <= 6_000_000
+    download.value.save_as(path)
+    assert path.stat().st_size <= 6_000_000
     context = browser.new_context(offline=True)
     opened = Page(context, path.as_uri())
     assert opened.text("#answer li:first-child .score") == "38.5%"
     assert "What it does not hold, it says" in opened.text("#about")
     opened.click("#open-logit")
-    for _ in range(90):
-        assert opened.page.get_attribute("#check", "class") == "good"
-        first = opened.page.query_selector("#terms tbody .from")
-        if first is None or not first.is_visible():
-            break
-        opened.click("#terms tbody .from >> nth=0")
-    assert "The photograph's own pixel" in opened.text("#chain")
+    _walk_to_a_pixel(opened)
     assert opened.page.is_disabled("#blur")
-    opened.open(path.as_uri() + "#layer=efficientnet.encoder.blocks.4.projection&channel=7&y=10&x=3")
+    opened.open(path.as_uri() + f"#layer={BLOCK4}&channel=7&y=10&x=3")
     assert "does not hold that" in opened.text("#status")
     assert opened.page.is_visible("#plane")
     assert opened.messages == []
     context.close()
+
+
+def test_only_channels_in_sight_exist(page, explorer):
+    """Of the classifier's 1,000, and of the 1,280 before; scrolling brings others."""
+    page.open(explorer.address + "#layer=classifier&sort=index")
+    tiles = page.page.locator("#channels button")
+    assert tiles.count() < 200
+    assert tiles.first.inner_text().startswith("0:")
+    page.page.evaluate("document.querySelector('#channels').scrollTop = 1e6")
+    page.page.wait_for_selector("#channels [data-channel='999']")
+    assert tiles.count() < 200
+
+
+def test_the_readme_has_a_picture_of_it(browser, tmp_path):
+    """Made here: README_PICTURE=effnet_np/explorer/page.webp pytest tests/test_explorer_browser.py -k readme."""
+    session = Session({"lite0": get_model("lite0")}, 20_000_000)
+    session.add_picture(CHELSEA.read_bytes(), "chelsea.png")
+    with running(session, {"against": None}) as explorer:
+        context = browser.new_context(viewport={"width": 1360, "height": 1500})
+        state = "#layer=efficientnet.encoder.blocks.4.depthwise_conv.depthwise_act&channel=214&y=10&x=3&overlay=60"
+        opened = Page(context, explorer.address + state)
+        opened.page.evaluate("scrollTo(0, 0)")
+        opened.page.screenshot(path=tmp_path / "page.png")
+        context.close()
+    picture = PIL.Image.open(tmp_path / "page.png").convert("RGB")
+    assert picture.size == (1360, 1500)
+    if os.environ.get("README_PICTURE"):
+        picture.save(os.environ["README_PICTURE"], "WEBP", quality=75, method=6)
+    kept = PIL.Image.open(Path(__file__).parent.parent / "effnet_np" / "explorer" / "page.webp")
+    assert kept.size == picture.size

@@ -94,6 +94,7 @@ def test_what_is_installed(installed):
         "weights/manifest.json",
         "weights/foreign.py",
         "cli/classify.py",
+        "explorer/static/index.html",
     ):
         assert (installed / "effnet_np" / name).is_file(), name
     assert not (installed / "kernels").exists(), "a top-level package named kernels would shadow another project's"

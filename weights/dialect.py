@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 BACKBONE = "efficientnet."
 BLOCKS = BACKBONE + "encoder.blocks."
 CONV, DEPTHWISE, LINEAR, NORM = "conv", "depthwise", "linear", "norm"
+FEW = 12  # names that an error has room for
 PARTS = {"index": r"\d{1,4}", "letter": "[a-z]"}  # of a place
 SQUEEZE = ("reduce", "expand")  # of "squeeze_excite": the two convolutions that have a bias
 
@@ -73,11 +75,14 @@ class Dialect:
     def network(self, name: str) -> Network:
         """The network of that name; what follows its dot, as in "tf_efficientnet_b0.ap_in1k", names weights.
 
-        Raises ValueError with the names that there are.
+        Raises ValueError with the names that come closest.
         """
         found = self.networks.get(name) or self.networks.get(name.partition(".")[0])
         if found is None:
-            raise ValueError(f"{self.library} has no architecture {name!r:.80} that is known here: {', '.join(self.networks)}")
+            known = [name for name in self.networks if "." not in name]
+            if len(known) > FEW:
+                known = get_close_matches(name[:80], known, FEW, cutoff=0.0)
+            raise ValueError(f"{self.library} has no architecture {name!r:.80} that is known here, but {', '.join(known)}, ...")
         return found
 
     # -- names -----------------------------------------------------------------------------------------------------
@@ -108,7 +113,10 @@ class Dialect:
                     found[name] = (found.get(name, (there[0],))[0], there[0])
                 else:
                     found.pop(name, None)
-        return found
+        gates = {
+            name.rpartition(".")[0] for name in found if name.endswith("squeeze_excite.reduce")
+        }  # timm has empty ones, too
+        return {name: pair for name, pair in found.items() if "squeeze_excite" not in name or _gate(name) in gates}
 
     def blocks_in(self, modules: Collection[str]) -> list[Block]:
         """The blocks that these names of the library's modules have, in order."""
@@ -159,6 +167,10 @@ class Dialect:
         """How the library's array is turned into our tensor of that name, None where both are alike."""
         module, _, tensor = name.rpartition(".")
         return self.axes.get(kind_of(module)) if tensor == "weight" else None
+
+
+def _gate(name: str) -> str:
+    return name.partition("squeeze_excite")[0] + "squeeze_excite"
 
 
 TORCH = {

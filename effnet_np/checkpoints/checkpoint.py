@@ -44,7 +44,8 @@ SAVE_ID = "effnet_np_save"
 PATIENCE = 1.0  # seconds in which a save that is going on has exchanged its files
 
 
-# -- weights: each reader has `shapes`, {name: shape}, `numbers`, how many there are, and `read(name)`, and knows no network
+# -- weights: a reader is made from a path and, where it is open already, its `file`; it has `shapes`, {name: shape}, `numbers`,
+# how many there are, `read(name)` and `close()`, raises ValueError that names the file, and knows no network
 
 
 class ShardedFiles:

@@ -50,6 +50,14 @@ def resolve(source: str | os.PathLike, weights: bool = False, **options: Any) ->
     return _download(name, weights, options)
 
 
+def is_here(name: str) -> bool:
+    """Whether the weights that a short name means are on this machine; nothing is asked for elsewhere."""
+    try:
+        return resolve(name, weights=True, local_files_only=True).exists()
+    except (ImportError, FileNotFoundError):
+        return False
+
+
 def _installed(name: str) -> Path:
     """The file in the package that has the weights of a Lite network."""
     try:

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from effnet_np.cli import bench, classify, compare, evaluate, explain, explore, export, finetune, summary, trace, warmup
+from effnet_np.cli import bench, classify, compare, evaluate, explain, explore, export, finetune, models, summary, trace, warmup
 from effnet_np.cli.common import Parser, say
 from effnet_np.version import __version__
 
@@ -22,12 +22,13 @@ DESCRIPTION = """EfficientNet in NumPy: say what is in a picture, on a CPU, with
   effnet-np explore photo.jpg                the network in a browser, every number a click away
   effnet-np warmup                           compile the kernels, once: faster answers
   effnet-np summary --model b4               layers, parameters, multiply-adds
+  effnet-np models                           what loads by a short name, and what of it is here
   effnet-np export google/efficientnet-b0 -o b0.h5
   effnet-np finetune photos/ -o flowers      a classifier of your own: a folder of pictures for each class
   effnet-np evaluate val/ --model flowers    how good it is, on pictures of known class
   effnet-np trace photo.jpg -o golden.h5     every activation, by name
   effnet-np compare mine/ golden.h5          the first layer that is wrong, and why"""
-COMMANDS = (classify, explain, explore, summary, export, finetune, evaluate, trace, compare, warmup, bench)
+COMMANDS = (classify, explain, explore, summary, models, export, finetune, evaluate, trace, compare, warmup, bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal's encoding may lack a letter of a file's name
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser().print_help(sys.stderr)
+        return 2
     options = parser().parse_args(arguments)
     try:
         return options.run(options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,15 @@ def run(options: argparse.Namespace) -> int:
     if options.image is not None:
         session.add_picture(_read(options.image), Path(options.image).name)
     if options.output is not None:
-        return _export(session, opening, options.output)
+        return _export(session, options.output)
     explorer = Explorer(session, opening, trace, options.port)
     print(
         f"{explorer.address}\nThe address is for this browser alone: whoever has it sees what you see. Ctrl-C ends it.",
         flush=True,
     )
     _start(session, explorer.address, not options.no_browser)
-    explorer.serve()
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+        explorer.serve()
     return 0
 
 
@@ -106,10 +108,10 @@ def _read(name: str) -> bytes:
     return path.read_bytes()
 
 
-def _export(session: Any, opening: dict[str, Any], output: str) -> int:
+def _export(session: Any, output: str) -> int:
     from effnet_np.explorer.export import export
 
-    size = export(session, opening, output)
+    size = export(session, output)
     print(f"{printable(output)}: {size / 1e6:.1f} MB, opens without a server")
     return 0
 

@@ -12,13 +12,14 @@ import json
 import os
 import re
 import zlib
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
 from effnet_np.checkpoints.files import replacing
+from effnet_np.explorer.api import Api, Query, to_json
 from effnet_np.explorer.recording import INPUT, SCORES
-from effnet_np.explorer.server import Api, static_files, to_json
 from effnet_np.explorer.session import Run, Session
 
 CLASSES = 3  # first labels whose way back to a pixel is kept
@@ -27,18 +28,26 @@ MOST_BYTES = 4_000_000  # of the channels in 8 bits, before compression: larger 
 STRAIGHT = ("batch_norm", "pad2d", "conv2d")  # layers whose channels are not kept: what follows them shows as much
 
 
-def export(session: Session, opening: dict[str, Any], path: str | os.PathLike) -> int:
+def export(session: Session, path: str | os.PathLike) -> int:
     """Write the page of the session's first model and last picture; give its size in bytes. The file is whole or absent."""
-    page = render(saved(session, opening)).encode()
+    about = {"model": next(iter(session.models)), "picture": next(reversed(session.pictures))}
+    page = page_as_file(Api(session, {"against": None}), about)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(page)
     return len(page)
 
 
-def saved(session: Session, opening: dict[str, Any]) -> dict[str, Any]:
+def page_as_file(api: Api, query: dict[str, str]) -> bytes:
+    """The page of that model and picture. Raises KeyError or ValueError as every question does."""
+    asked = Query(query)
+    with api.session.lock:
+        return render(saved(api, asked["model"], asked["picture"])).encode()
+
+
+def saved(api: Api, model: str, picture: str) -> dict[str, Any]:
     """What the page is given in the server's place: {"answers": {question: answer}, "planes": {layer: channels}, ...}."""
-    api, model, picture = Api(session, opening), next(iter(session.models)), next(reversed(session.pictures))
-    run, answers = session.run(model, picture), {}
+    session, answers = api.session, {}
+    run = session.run(model, picture)
 
     def keep(question: str, /, **query: Any) -> Any:
         texts = {key: str(value) for key, value in query.items()}
@@ -50,7 +59,7 @@ def saved(session: Session, opening: dict[str, Any]) -> dict[str, Any]:
     about = {"model": model, "picture": picture}
     opened = keep("open")
     opened["pictures"] = [each for each in opened["pictures"] if each["key"] == picture]
-    opened["models"], opened["against"] = [model], None
+    opened |= {"models": [model], "against": None, "first": picture}
     keep("labels", model=model)
     keep("region", **about)
     keep("network", **about)
@@ -125,6 +134,12 @@ def _coarse(output: np.ndarray, side: int) -> dict[str, Any]:
 
 
 # -- the file -----------------------------------------------------------------------------------------------------------
+
+
+def static_files() -> dict[str, bytes]:
+    """The page's own files by name."""
+    folder = files("effnet_np.explorer") / "static"
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
 def render(answers: dict[str, Any]) -> str:

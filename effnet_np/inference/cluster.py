@@ -363,12 +363,13 @@ def _task() -> Any:
     """
 
     def answer(version: str, *arguments: Any) -> list[Any]:
-        import effnet_np
+        import importlib
 
-        if effnet_np.__version__ != version:
+        here = importlib.import_module("effnet_np").__version__
+        if here != version:
             from distributed import get_worker
 
-            both = f"has effnet_np {effnet_np.__version__}, and here is effnet_np {version}"
+            both = f"has effnet_np {here}, and here is effnet_np {version}"
             raise RuntimeError(f"the worker {get_worker().address} {both}: install the same version on all machines")
         from effnet_np.inference.cluster import answer_piece
 

@@ -2,7 +2,7 @@
 
     effnet_np.compare("my_dump/", "golden.h5")                     # traces, files, folders
     effnet_np.compare(model, "golden.h5", forced=True)             # each layer on the reference's own input
-    effnet_np.compare_with_torch(model, hf_model, pixel_values)    # live
+    effnet_np.compare_with_torch(model, hf_model, pixel_values)    # live; the models of timm, torchvision and others, too
 
 An error is measured against the largest number of the reference's layer, never absolutely: activations that are all nearly
 zero would pass any absolute bound. NaN never passes. `ours` is what is judged, `theirs` is the reference.
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from effnet_np.inspection.forced import forced_rows
+from effnet_np.inspection.foreign_names import Pairs, padded_as_ours, pairs_of, renamed
 from effnet_np.inspection.hints import Case, diagnose
 from effnet_np.inspection.measure import Row, measure
 from effnet_np.inspection.report import Comparison
@@ -40,7 +41,8 @@ def compare(
 ) -> Comparison:
     """Compare ours with the reference, theirs, layer by layer -> Comparison.
 
-    Each of the two: a `Trace`, a path that `Trace.load` reads, a model of effnet_np, or a torch model. A model is run on
+    Each of the two: a `Trace`, a path that `Trace.load` reads, a model of effnet_np, or a torch model; what has the names of
+    timm, geffnet, torchvision, lukemelas' package or Keras is compared under ours. A model is run on
     `pixel_values` (N, C, H, W), or on the other side's recorded input where that is None; and, where a layer is wrong, once
     more for that layer's input and weights. `layers`: a glob or several; "pixel_values", which is what a network is given, is
     compared if both sides have it. forced: give each layer the reference's own input, so that an error shows only in the layer
@@ -55,6 +57,11 @@ def compare(
         raise TypeError(f"forced=True runs each layer of ours, which must be a model of effnet_np, got {type(ours).__name__}")
     notes: list[str] = []
     ours_source, theirs_source = _source(ours), _source(theirs)
+    paired = [_pairs(source) for source in (ours_source, theirs_source)]
+    ours_source, theirs_source = (
+        renamed(source, pairs) if pairs and isinstance(source, Trace) else source
+        for source, pairs in zip((ours_source, theirs_source), paired, strict=True)
+    )
     if pixel_values is None:
         recorded = (source for source in (theirs_source, ours_source) if isinstance(source, Trace) and INPUT in source)
         pixel_values = next((source[INPUT] for source in recorded), None)
@@ -62,13 +69,18 @@ def compare(
     our_trace, wanted = Trace(), Trace(layers=layers).wants
     rows: list[Row] = []
     wrong = None  # what ours gave in the first wrong layer
+    notes += [_paired_note(side, pairs) for side, pairs in zip(("ours", "the reference"), paired, strict=True) if pairs]
     if forced:
+        if paired[1]:
+            their_trace = padded_as_ours(their_trace, ours_source)
         for row, output in forced_rows(ours_source, their_trace, wanted, tolerance):
             rows.append(row)
             wrong = output if wrong is None and row is Comparison(rows, tolerance).first_divergence else wrong
     else:
         our_trace = _recorded(ours_source, pixel_values, layers, notes)
         names = filter(wanted, _in_order(our_trace, their_trace))
+        if any(paired):
+            names = filter(partial(_has_a_counterpart, our_trace, their_trace, paired), names)
         rows = [measure(name, our_trace.get(name), their_trace.get(name), tolerance) for name in names]
     if not rows:
         raise ValueError(f"there is nothing to compare: neither side has a layer that matches {layers!r}")
@@ -118,13 +130,21 @@ def trace_torch(
     modules = dict(torch_model.named_modules())
     trace.refuse_unknown(modules)
 
+    taken: dict[str, tuple] = {}  # what modules are given, before one that works in place has changed it
+
+    def take(name: str, module: Any, arguments: tuple, keywords: dict) -> None:
+        taken[name] = tuple(map(convert, (*arguments, *keywords.values())))
+
     def hook(name: str, module: Any, arguments: tuple, keywords: dict, output: Any) -> None:
-        trace.record(name, module, (*arguments, *keywords.values()), output, convert)
+        trace.record(name, module, taken.pop(name, ()), output, convert)
 
     def begin(module: Any, arguments: tuple, keywords: dict) -> None:
         trace.begin(arguments, keywords, convert)
 
     hooks = [module.register_forward_hook(partial(hook, name), with_kwargs=True) for name, module in modules.items()]
+    for name, module in modules.items():
+        if inputs and trace.wants(name):
+            hooks.append(module.register_forward_pre_hook(partial(take, name), with_kwargs=True))
     hooks.append(torch_model.register_forward_pre_hook(begin, with_kwargs=True))
     parameter = next(torch_model.parameters())
     tensor = torch.from_numpy(np.array(pixel_values)).to(parameter.device, parameter.dtype)
@@ -147,6 +167,23 @@ def is_torch(value: Any) -> bool:
     return any(cls.__module__.startswith("torch.nn.") and cls.__name__ == "Module" for cls in type(value).__mro__)
 
 
+def _pairs(source: Any) -> Pairs | None:
+    """How the layers of another library are ours, where a source has its names."""
+    if isinstance(source, Module):
+        return None
+    return pairs_of(list(source) if isinstance(source, Trace) else [name for name, _ in source.named_modules()])
+
+
+def _paired_note(side: str, pairs: Pairs) -> str:
+    return f"{side} has the names of {pairs.dialect.library}: {len(pairs.layers)} of its layers are compared, under our names"
+
+
+def _has_a_counterpart(ours: Trace, theirs: Trace, paired: list[Pairs | None], name: str) -> bool:
+    """Whether a layer's absence on one side would be a fault: libraries have other modules beside those with the numbers."""
+    sides = ((ours, theirs, paired[1]), (theirs, ours, paired[0]))
+    return not any(pairs and name in trace and name not in other for trace, other, pairs in sides)
+
+
 def _source(value: Any) -> Any:
     if isinstance(value, (str, os.PathLike)):
         return Trace.load(value)
@@ -165,7 +202,11 @@ def _recorded(
         wanted = "pass pixel_values=, or a trace that has recorded them"
         raise ValueError(f"a model must run to be compared, and there is no input for it: {wanted}")
     if not isinstance(source, Module):
-        return trace_torch(source, pixel_values, layers, inputs, weights)
+        pairs = _pairs(source)
+        if pairs is None:
+            return trace_torch(source, pixel_values, layers, inputs, weights)
+        wanted = Trace(layers=layers).wants
+        return renamed(trace_torch(source, pixel_values, pairs.theirs(wanted), inputs, weights), pairs)
     with Trace(source, layers, inputs, weights) as trace, np.errstate(all="ignore"):  # NaN is reported, not warned of
         try:
             source(pixel_values)

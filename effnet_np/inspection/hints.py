@@ -10,7 +10,7 @@ Letters as in ops.py: N batch, C channels, H and W height and width, K kernel si
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import permutations, product
@@ -31,6 +31,10 @@ NORMALISATIONS = (
     ("Lite's mean 127 and std 128", [127.0] * 3, [128.0] * 3),
 )
 EPSILONS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+EPS_OF = {  # as other libraries have it
+    1e-5: "PyTorch, and so of timm's efficientnet_* and torchvision's B0 to B4",
+    1e-3: "TensorFlow, and so of Hugging Face, Keras, timm's tf_*, lukemelas, and torchvision's B5 to B7 and V2",
+}
 BLOCK = 8  # pixels: a resize filter changes what is finer than this, and leaves what is coarser
 SAME_PICTURE, FINE = 0.75, 0.4  # see _resize_filter
 SECONDS = 10.0  # after which no further mistake is tried
@@ -186,7 +190,10 @@ def _batch_norm(case: Case) -> Iterator[Mistake]:
     for eps in EPSILONS:
         if eps != reference:
             what = "too large" if eps > reference else "missing" if eps < 1e-7 else "too small"
-            sentence = f"batch-norm eps {what}: ours is this layer computed with eps {eps:g}, the reference has {reference:g}"
+            whose = f" ({eps:g} is that of {EPS_OF[eps]})" if eps in EPS_OF and reference in EPS_OF else ""
+            sentence = (
+                f"batch-norm eps {what}: ours is this layer computed with eps {eps:g}, the reference has {reference:g}{whose}"
+            )
             yield Mistake(sentence, partial(run, eps), "eps")
     m, v, g, b = (array.reshape(-1, 1, 1) for array in (mean, variance, weight, bias))
     right = np.float32(reference)
@@ -260,8 +267,8 @@ def _convolution(case: Case) -> Iterator[Mistake]:
             if pair != right:
                 shifted = "padding shifted by one" if abs(pair[0] - right[0]) == 1 else "padding"
                 pads = f"ours pads the input by {pair} (top and left, bottom and right), the reference by {right}"
-                sentence = f"{shifted}: {pads}; a negative number cuts away"
-                yield Mistake(sentence, partial(run, weight, pair), "padding")
+                whose = _whose_padding(kernel, pair, right) if stride == 2 else ""
+                yield Mistake(f"{shifted}: {pads}; a negative number cuts away{whose}", partial(run, weight, pair), "padding")
     block = case.name.removesuffix(".projection.project_conv")
     if block != case.name:  # whose input the gate has scaled
         bare, gated = f"{block}.depthwise_conv", f"{block}.squeeze_excite"
@@ -271,6 +278,12 @@ def _convolution(case: Case) -> Iterator[Mistake]:
         elif gated not in case.their_outputs and gated in case.our_outputs:
             sentence = "squeeze-excite: ours has a gate where the reference has none"
             yield Mistake(sentence, lambda: run(weight, right, case.our_outputs[gated]))
+
+
+def _whose_padding(kernel: int, ours: tuple[int, int], theirs: tuple[int, int]) -> str:
+    """By the zeros at the top and left: those at the other end may never be looked at."""
+    sentence = "symmetric is how timm's efficientnet_* and torchvision pad, one-sided is TensorFlow's SAME for an even size"
+    return f"; {sentence}" if {ours[0], theirs[0]} == {kernel // 2, kernel // 2 - 1} else ""
 
 
 def _linear(case: Case) -> Iterator[Mistake]:
@@ -361,7 +374,37 @@ def _activation_after(case: Case) -> Iterator[Mistake]:
         yield Mistake(sentence, partial(lambda name: ACTIVATIONS[name](case.theirs), names[0]), "activation after")
 
 
-KINDS = (_axes, _batch_norm, _convolution, _linear, _activation, _gate, _residual, _activation_after)
+def _class_order(case: Case) -> Iterator[Mistake]:
+    """Logits (N, classes) whose columns are those of the reference in another order."""
+    if case.theirs.ndim != 2 or case.ours.ndim != 2 or case.name.rpartition(".")[2] not in ("classifier", "logits"):
+        return
+    count = case.theirs.shape[1]
+    if case.ours.shape[1] == count + 1:
+        yield Mistake(
+            "class order: ours has a class more at the front, the background that TensorFlow's networks have",
+            lambda: np.concatenate([case.ours[:, :1], case.theirs], axis=1),
+        )
+    if not case.same_shape:
+        return
+    as_texts = sorted(range(count), key=str)  # "0", "1", "10", "100", "101", ...
+    folders = "as Keras orders the classes of folders that are named by numbers"
+    yield Mistake(
+        f"class order: the classes of ours are in the order of their numbers as texts (0, 1, 10, 11, ...), {folders}",
+        lambda: case.theirs[:, as_texts],
+    )
+    yield Mistake(
+        f"class order: the classes of the reference are in the order of their numbers as texts (0, 1, 10, 11, ...), {folders}",
+        lambda: case.theirs[:, np.argsort(as_texts)],
+    )
+    order = np.empty(count, int)
+    order[np.argsort(case.ours[0], kind="stable")] = np.argsort(case.theirs[0], kind="stable")
+    first = int(np.flatnonzero(order != np.arange(count))[0]) if (order != np.arange(count)).any() else 0
+    if len(case.theirs) > 1 or count > 20:  # else chance suffices
+        sentence = f"class order: ours has the reference's numbers in another order, its class {first} is the reference's"
+        yield Mistake(f"{sentence} {order[first]}", lambda: case.theirs[:, order], "")
+
+
+KINDS = (_axes, _batch_norm, _convolution, _linear, _class_order, _activation, _gate, _residual, _activation_after)
 
 
 def _byte_order(case: Case) -> Iterator[Mistake]:
@@ -379,11 +422,13 @@ def _not_finite(case: Case) -> str | None:
     if case.inputs and not np.isfinite(case.inputs[0]).all():
         return None
     eps = "batch-norm eps missing"
-    if "running_var" in case.weights and (case.weights["running_var"] <= 0).any():
+    channels = np.flatnonzero(~np.isfinite(case.ours).all(axis=tuple(a for a in range(case.ours.ndim) if a != 1)))
+    variance = case.weights.get("running_var")
+    if variance is not None and variance.shape == case.ours.shape[1:2] and (variance[channels] <= 0).all():
         return f"{eps}: a running variance is zero or negative, and without eps its root divides by zero or is NaN"
     if not all(np.isfinite(array).all() for array in case.weights.values()):
         return "a weight of this layer is NaN or infinite"
-    if _is_batch_norm(case.name):
+    if variance is None and _is_batch_norm(case.name):
         return f"{eps}, it seems: a channel that never fires has variance 0, and without eps its root divides by 0"
     return "this layer's input is finite: it overflows (exp of a large number?), divides by zero, or takes the root of less"
 
@@ -429,10 +474,20 @@ def _normalisation(case: Case) -> str | None:
                 return f"normalisation: ours is divided by the std once more than the reference ({what})"
             if _close(scale, s):
                 return f"normalisation: ours lacks one division by the std ({what}; `include_top` divides a second time)"
+    for (own, m1, s1), (other, m2, s2) in permutations(NORMALISATIONS, 2):
+        (a, b), (c, d) = (_of_unit_pixels(mean, std, len(scale)) for mean, std in ((m1, s1), (m2, s2)))
+        if _close(scale, d / b) and _close(shift, (c - a) / b):
+            return f"normalisation: ours is prepared with {own}, the reference with {other}: weights want their own"
     if np.abs(shift).max() < 1e-3 and _close(scale, np.full_like(scale, scale[0])):
         return f"rescaling: ours is the reference times {scale[0]:.6g} (255 and 1/255: the division of pixels by 255)"
     numbers = ", ".join(f"{a:.4g} * reference {b:+.4g}" for a, b in zip(scale, shift, strict=True))
     return f"normalisation: another mean, std or rescaling; the channels of ours are {numbers}"
+
+
+def _of_unit_pixels(mean: Sequence[float], std: Sequence[float], channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and std for pixels from 0 to 1, where they are given for those or, above 1, for pixels from 0 to 255."""
+    m, s = np.resize(mean, channels), np.resize(std, channels)
+    return (m / 255, s / 255) if m.max() > 1 else (m, s)
 
 
 def _resize_filter(case: Case) -> str | None:

@@ -25,9 +25,11 @@ def compare_with_torch(
     labels: Any = None,
     output_gradient: np.ndarray | None = None,
 ) -> Comparison:
-    """Run a model of effnet_np and a torch model with the same module names on the same input, and compare: see `compare`.
+    """Run a model of effnet_np and a torch model on the same input, and compare them layer by layer: see `compare`.
 
-    hf_model: transformers' EfficientNet or any torch.nn.Module, in eval mode. pixel_values: (N, C, H, W) float32. gradients:
+    hf_model: transformers' EfficientNet, or any torch.nn.Module with the same module names, in eval mode; the modules of timm,
+    geffnet, torchvision and lukemelas' package are paired with ours (gradients want the same names).
+    pixel_values: (N, C, H, W) float32. gradients:
     compare the way back instead, of the loss with `labels` or from `output_gradient` (see `backward`), in its own order, in
     eval or in training mode. Raises ImportError without torch, TypeError, ValueError.
     """

@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from effnet_np import ops
-from effnet_np.kernels.target import default_threads
+from effnet_np.kernels.cores import default_threads
 from effnet_np.kernels.training.network import TrainingNetwork
 from effnet_np.kernels.training.plan import Asked
 from effnet_np.layers import BatchNorm2d, Dropout
@@ -52,13 +51,14 @@ class CompiledForTraining:
         self.classifies = isinstance(model, EfficientNetForImageClassification)
         self._backbone = self.model.efficientnet if self.classifies else self.model
         self._prefix = "efficientnet." if self.classifies else ""
+        self._norms = {name: module for name, module in self._backbone.named_modules() if isinstance(module, BatchNorm2d)}
+        self._blocks = self.config.blocks()
         learnt = {name for name, _ in self.model.named_parameters()}
-        self._network = TrainingNetwork(
-            self.model.state_dict(), learnt, self._prefix, copy.deepcopy(model.config), self.threads
-        )
+        self._network = TrainingNetwork(self.model.state_dict(), learnt, self._prefix, copy.deepcopy(model.config), self.threads)
         for key, module, name in self.model._state():
             if key in self._network.parameters.arrays:
                 setattr(module, name, self._network.parameters.arrays[key])
+        self._parameters = dict(self.model.named_parameters())
         self._lock = threading.Lock()
         _all.add(self)
 
@@ -116,61 +116,42 @@ class CompiledForTraining:
     def _backward(self, pixel_values, labels, output_gradient, parameters, pixel_gradient, label_smoothing, seed) -> Gradients:
         """The same, but for the gradients: they are those that the next call writes over."""
         if (labels is None) == (output_gradient is None):
-            raise ValueError(
-                "give either labels, for the model's own loss, or output_gradient, dL/d logits for a loss of your own"
-            )
+            raise ValueError("give either labels, for the model's own loss, or output_gradient, dL/d logits for a loss of your own")
         if labels is not None and not self.classifies:
             raise ValueError("a backbone has no loss: give output_gradient, dL/d pooler_output, in place of labels")
         images = np.ascontiguousarray(check_pixel_values(self.config, pixel_values, np.float32))
-        wanted = select(dict(self.model.named_parameters()), parameters, "parameter")
+        wanted = select(self._parameters, parameters, "parameter")
         if seed is not None:
             seed_dropout(self.model, seed)
         asked, momenta = self._asked(images.shape, wanted, pixel_gradient)
         masks = self._masks(asked)
         network = self._network
-        pooled = network.forward(images, asked, momenta, masks)
+        dropout = None
+        if self.classifies and self.model.dropout.training and self.model.dropout.rate > 0:
+            dropout = factors(self.model.dropout, (len(images), self.config.hidden_dim))
+        logits = network.forward(images, asked, momenta, masks, dropout)
         if asked.batch_statistics:
-            for _, module in self._norms():
+            for module in self._norms.values():
                 module.num_batches_tracked += 1
-        head = [self.model.classifier.weight, self.model.classifier.bias] if self._has_classifier() else []
-        with Tape([pooled, *head]) as tape:
-            logits = (
-                self.model.classifier(self.model.dropout(pooled)) if self.classifies else ops.flatten(pooled[:, :, None, None])
-            )
-            loss = None
-            if labels is not None:
-                loss = classification_loss(self.config, logits, np.asarray(labels), label_smoothing)
-        if loss is None:
-            tape.start(logits, output_gradient_of(output_gradient, logits))
+        loss = None
+        if labels is None:
+            gradient = output_gradient_of(output_gradient, logits)
         else:
+            with Tape([logits]) as tape:
+                loss = classification_loss(self.config, logits, np.asarray(labels), label_smoothing)
             tape.start(loss, np.ones((), logits.dtype))
-        tape.walk_back()
-        dpooled = tape.gradient(pooled)
+            tape.walk_back()
+            gradient = tape.gradient(logits).reshape(logits.shape)  # type: ignore[union-attr]  # the loss depends on them
         pixels = np.zeros_like(images) if pixel_gradient else None
-        found: dict[str, np.ndarray] = {}
-        if dpooled is not None:
-            network.backward(dpooled.reshape(pooled.shape), pixels)
-            found = {name: network.parameters.gradients[name] for name in wanted if name.startswith(self._prefix)}
-        for name, array in zip(("classifier.weight", "classifier.bias"), head, strict=False):
-            gradient = tape.gradient(array)
-            if name in wanted and gradient is not None:
-                found[name] = network.parameters.gradients[name]
-                found[name][...] = gradient
-        return Gradients(loss, logits, {name: found[name] for name in wanted if name in found}, {}, pixels)
-
-    def _has_classifier(self) -> bool:
-        return self.classifies and self.model.num_labels > 0
-
-    def _norms(self) -> list[tuple[str, BatchNorm2d]]:
-        return [(name, module) for name, module in self._backbone.named_modules() if isinstance(module, BatchNorm2d)]
+        network.backward(gradient, pixels)
+        return Gradients(loss, logits, {name: network.parameters.gradients[name] for name in wanted}, {}, pixels)
 
     def _asked(self, shape: tuple[int, ...], wanted: Mapping[str, Any], pixels: bool) -> tuple[Asked, dict[str, float]]:
-        norms = self._norms()
-        modes = {module.training for _, module in norms}
+        modes = {module.training for module in self._norms.values()}
         if len(modes) > 1:
             raise ValueError("some batch norms use the batch's statistics and others stored ones: the kernels take one for all")
         count, _, height, width = shape
-        blocks = self.config.blocks()
+        blocks = self._blocks
         if modes == {True}:
             last = self.config.architecture().sizes(height, width)[-1]
             if count * last[0] * last[1] < 2:
@@ -182,13 +163,13 @@ class CompiledForTraining:
         layers = self._backbone.encoder.blocks
         drops = [spec.index for spec, block in zip(blocks, layers, strict=True) if spec.residual and drops_now(block)]
         asked = Asked(count, height, width, first, modes == {True}, tuple(drops), pixels)
-        return asked, {name: float(module.momentum) for name, module in norms}
+        return asked, {name: float(module.momentum) for name, module in self._norms.items()}
 
     def _masks(self, asked: Asked) -> dict[int, np.ndarray]:
         """For each block that drops: what its branch is multiplied by, as `Dropout` draws it."""
         masks, size = {}, self.config.architecture().sizes(asked.height, asked.width)
         for index in asked.drops:
-            layer, channels = self._backbone.encoder.blocks[index].projection.dropout, self.config.blocks()[index].out_channels
+            layer, channels = self._backbone.encoder.blocks[index].projection.dropout, self._blocks[index].out_channels
             masks[index] = factors(layer, (asked.images, channels, *size[index + 1]))
         return masks
 

@@ -282,8 +282,8 @@ def make_trainer(model: Any, settings: Settings, names: list[str], pictures: int
     optimizer = OPTIMIZERS[settings.optimizer](parameters, rate, weight_decay=decay, scales=body, **options)
     steps = -(-pictures // settings.batch_size)
     schedules: dict[str, Schedule] = {
-        "cosine": warmup_cosine(rate, settings.epochs * steps, max(1, steps // 10)),
-        "staircase": warmup_staircase(rate, steps, max(1, steps // 10)),
+        "cosine": warmup_cosine(rate, settings.epochs * steps, steps),
+        "staircase": warmup_staircase(rate, steps, steps),
         "constant": constant(rate),
     }
     return Trainer(

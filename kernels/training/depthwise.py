@@ -25,16 +25,16 @@ import numpy as np
 from effnet_np.kernels.depthwise import Rows, Taps, Window, Ring, list_bytes, list_rows, rows_name, rows_of, zero, zero_edges
 from effnet_np.kernels.kernel import kernel
 from effnet_np.kernels.product import Epilogue, Panel, Shape, map_at, panel_at, product
-from effnet_np.kernels.record import Activation, Address, Bytes, Count, Function, Map, Real, Step
+from effnet_np.kernels.record import Activation, Address, Bytes, Count, Function, Map, Step
 from effnet_np.kernels.simd import int64, load, load_scalar, njit, splat, staged, store, store_int, store_scalar, void
 from effnet_np.kernels.target import BYTES, REGISTERS, VECTORS, WIDTH
 from effnet_np.kernels.tiling import IDENTITY, Ahead, ceil_div, share_of
 from effnet_np.kernels.training.batch import Partial, image_of
 from effnet_np.kernels.training.norm import A, B, C, MEAN, MOMENTS, SCALE, SHIFT, SUMS, Ready, add_moments, clear, of_norm
-from effnet_np.kernels.training.rows import both_row, copy_row, gradient_row
+from effnet_np.kernels.training.rows import activate_row, both_row, copy_row, gradient_row
 from effnet_np.kernels.training.slopes import total
 
-ZERO = np.float32(0)
+ZERO, ONE = np.float32(0), np.float32(1)
 HEAD = 8 * BYTES  # at the beginning of the scratch: room for a register that is not looked at
 
 # -- taps --------------------------------------------------------------------------------------------------------------
@@ -42,12 +42,11 @@ HEAD = 8 * BYTES  # at the beginning of the scratch: room for a register that is
 
 @dataclass(frozen=True, kw_only=True)
 class PackTaps(Step):
-    """(C, 1, K, K) -> (blocks, K * K, WIDTH), as they are times `factor`, and turned round. A task: one block."""
+    """(C, 1, K, K) -> (blocks, K * K, WIDTH), as they are and turned round. A task: one block."""
 
     source: Address
     channels: Count
     taps: Count  # K * K
-    factor: Real
     there: Address
     back: Address
 
@@ -69,7 +68,7 @@ def pack_taps(step, task, scratch):
     for lane in range(min(WIDTH, step.channels - task * WIDTH)):
         for tap in range(step.taps):
             w = load_scalar(step.source + ((task * WIDTH + lane) * step.taps + tap) * 4)
-            store_scalar(step.there + (task * step.taps + tap) * BYTES + 4 * lane, w * step.factor)
+            store_scalar(step.there + (task * step.taps + tap) * BYTES + 4 * lane, w)
             store_scalar(step.back + (task * step.taps + step.taps - 1 - tap) * BYTES + 4 * lane, w)
 
 
@@ -120,7 +119,8 @@ class DepthwiseForward(Step):
 
     source: Map
     inputs: Count
-    expand: Panel | None  # folded; None: the source itself is convolved
+    expand: Panel | None  # None: the source itself is convolved
+    before: Ready | None  # the expansion's batch norm
     channels: Count
     window: Window
     taps: Taps
@@ -162,7 +162,13 @@ def make_rows(step, share, source, ring, made, needed):
         if step.expand.weights != 0:
             shape, matrix = Shape(2 * share.vectors, count, window.width), panel_at(step.expand, share.first_block)
             here = map_at(source, 0, made * window.width)
-            product(step.product, shape, here, matrix, target, nothing, Epilogue(0, step.activation))
+            product(step.product, shape, here, matrix, target, nothing, Epilogue(0, IDENTITY))
+            for v in range(share.vectors):
+                block = share.first_block + v
+                scale, shift = of_norm(step.before, block, SCALE), of_norm(step.before, block, SHIFT)
+                for i in range(count):
+                    row = target.address + v * ring.plane + i * ring.row
+                    activate_row(row, row, window.width, scale, shift, splat(ONE), step.activation)
         else:
             for v in range(share.vectors):
                 for i in range(count):
@@ -242,7 +248,9 @@ class DepthwiseBackward(Step):
     def floats(self):
         window, images = self.window, self.cut.bands // self.bands
         wide = self.channels * window.height * window.width
-        return images * (self.inputs * window.height * window.width + wide + 2 * self.channels * window.out_height * window.out_width)
+        return images * (
+            self.inputs * window.height * window.width + wide + 2 * self.channels * window.out_height * window.out_width
+        )
 
     @property
     def scratch(self):

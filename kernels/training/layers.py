@@ -25,7 +25,6 @@ class Wide:
     norm_name: str
     there: Panel
     back: Panel
-    folded: Panel
     norm: Norm
 
 
@@ -55,11 +54,12 @@ class Layers:
     stem: Stem
     blocks: list[Block]
     head: Wide
+    classifier: tuple[Panel, Panel] | None  # there, back
 
 
 def wide(panels: Panels, conv: str, norm: str, outputs: int, inputs: int) -> Wide:
     there, back = panels.matrix(conv + ".weight", outputs, inputs)
-    return Wide(conv, norm, there, back, panels.folded(outputs, inputs), panels.norm(norm, outputs))
+    return Wide(conv, norm, there, back, panels.norm(norm, outputs))
 
 
 def layers(parameters: Parameters, prefix: str, config) -> Layers:
@@ -73,7 +73,10 @@ def layers(parameters: Parameters, prefix: str, config) -> Layers:
     blocks = [block(panels, spec) for spec in config.blocks()]
     last = config.blocks()[-1].out_channels
     head = wide(panels, "encoder.top_conv", "encoder.top_bn", config.head_channels, last)
-    return Layers(panels, stem, blocks, head)
+    classifier = None
+    if "classifier.weight" in parameters.offset:
+        classifier = panels.matrix("classifier.weight", config.num_labels, config.hidden_dim, "classifier.bias")
+    return Layers(panels, stem, blocks, head, classifier)
 
 
 def block(panels: Panels, spec) -> Block:
@@ -81,8 +84,7 @@ def block(panels: Panels, spec) -> Block:
     expand = None
     if spec.expand_ratio != 1:
         expand = wide(panels, name + "expansion.expand_conv", name + "expansion.expand_bn", channels, spec.in_channels)
-    factor = 1 / panels.inner if expand else 1.0
-    taps, taps_back = panels.taps(name + "depthwise_conv.depthwise_conv.weight", channels, spec.kernel_size, factor)
+    taps, taps_back = panels.taps(name + "depthwise_conv.depthwise_conv.weight", channels, spec.kernel_size)
     excite, gates = None, name + "squeeze_excite."
     if squeezed:
         excite = Excite(

@@ -4,7 +4,6 @@ Weights stay where `state_dict()` shows them: (O, C), row by row. The products r
 weights are laid out anew, twice: once for the way there (C inputs, O outputs), once for the way back (O inputs, C outputs).
 For B0 that is 3 ms, a hundredth of a step.
 
-`fold` multiplies a panel's outputs by the scale of the batch norm behind it, so that one product gives what is activated next.
 `reduce` adds the pieces of a weight gradient up, in their order, into the gradient's own (O, C).
 """
 
@@ -15,13 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from effnet_np.kernels.kernel import kernel
-from effnet_np.kernels.product import Panel
 from effnet_np.kernels.record import Address, Bytes, Count, Step
 from effnet_np.kernels.simd import load, load_scalar, njit, splat, store, store_scalar
 from effnet_np.kernels.target import BYTES, UNIT, VECTORS, WIDTH
 from effnet_np.kernels.tiling import band_of, ceil_div, group_start, share_of
 from effnet_np.kernels.training.batch import Partial
-from effnet_np.kernels.training.norm import SCALE, SHIFT, Norm, of_norm
 
 ZERO = np.float32(0)
 
@@ -87,34 +84,6 @@ def pack_panels(step, task, scratch):
     pack_there(step, share)
     if step.back != 0:
         pack_back(step, share)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fold(Step):
-    """A panel times the scale of the batch norm behind it, with its shift as the bias. A task: a group of blocks."""
-
-    source: Address
-    target: Panel
-    norm: Norm
-
-    label, flops = Pack.label, Pack.flops
-
-    @property
-    def floats(self):
-        return 2 * self.cut.blocks * WIDTH * self.target.units * UNIT
-
-
-@kernel(Fold)
-def fold_panels(step, task, scratch):
-    share = share_of(step.cut, task)
-    inputs = step.target.units * UNIT
-    first = share.first_block * (inputs * BYTES)
-    for v in range(share.vectors):
-        scale = of_norm(step.norm, share.first_block + v, SCALE)
-        store(step.target.bias + (share.first_block + v) * BYTES, of_norm(step.norm, share.first_block + v, SHIFT))
-        for k in range(inputs):
-            at = first + (k * share.vectors + v) * BYTES
-            store(step.target.weights + at, load(step.source + at) * scale)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""One step of learning, run: pictures in, pooled features out; their gradient in, all gradients out.
+"""One step of learning, run: pictures in, logits out; their gradient in, all gradients out.
 
 What it holds: weights and gradients (state.py), the panels, a few plans, one for each shape of batch that was seen lately, which
-share one memory of maps; and a pool of threads. What stands behind the pool (classifier, loss) is not its business.
+share one memory of maps; and a pool of threads. The loss is not its business.
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ class Bound:
 
     def __init__(self, plan: TrainingPlan, bases: dict[str, int], memories: dict[str, np.ndarray], functions, threads: int):
         self.plan, self.memories = plan, memories
-        steps = plan.forward + plan.backward
+        steps = plan.steps
         self.table = np.stack([step.words(bases, functions, threads) for step in steps])
-        self.address, self.split, self.steps = self.table.ctypes.data, len(plan.forward), len(steps)
+        self.address, self.steps = self.table.ctypes.data, len(steps)
+        parts = (plan.forward, plan.classify, plan.classify_back, plan.backward)
+        self.scratch_bytes = plan.scratch_bytes
+        self.ends = np.cumsum([0, *map(len, parts)]).tolist()  # where each part begins, and the last one ends
         self.images = self._words(steps, "stem_layer.image")
         self.pixels = self._words(steps, "pixels", "stem_backward")
 
@@ -97,30 +100,55 @@ class TrainingNetwork:
             self._plans.move_to_end(key)
         return found
 
-    def forward(self, images: np.ndarray, asked: Asked, momenta: dict[str, float], masks: Mapping[int, np.ndarray]) -> np.ndarray:
-        """images (N, C, H, W) float32, C-contiguous -> pooled features (N, C). masks: a factor for each number, or each picture,
-        of the residual branches of the blocks in `asked.drops`."""
-        bound = self._bound = self.bound(asked, momenta)
-        self._images = images
-        bound.put(bound.images, images.ctypes.data)
-        for index, where in bound.plan.masks.items():
-            write(bound.view(where), where, masks[index])
-        self._run(bound, 0, bound.split)
-        return read(bound.view(bound.plan.pooled), bound.plan.pooled)
+    def forward(
+        self,
+        images: np.ndarray,
+        asked: Asked,
+        momenta: dict[str, float],
+        masks: Mapping[int, np.ndarray],
+        dropout: np.ndarray | None,
+    ) -> np.ndarray:
+        """images (N, C, H, W) float32, C-contiguous -> logits (N, O), or the pooled features (N, C) where nothing classifies.
 
-    def backward(self, dpooled: np.ndarray, pixels: np.ndarray | None = None) -> None:
-        """dL/d pooled (N, C) -> `parameters.gradients`, and dL/d images into `pixels`, zeros of their shape, if they are asked for."""
-        bound = self._bound
-        if bound.split == bound.steps:
-            return
-        where = BatchMap(0, dpooled.shape[1], len(dpooled), 1, 1, "dpooled")
-        write(bound.view(where), where, dpooled[:, :, None, None])
+        masks: a factor for each number, or each picture, of the residual branches of the blocks in `asked.drops`. dropout: the
+        same for the pooled features, or None.
+        """
+        bound = self._bound = self.bound(asked, momenta)
+        plan, self._images, self._dropout = bound.plan, images, dropout
+        bound.put(bound.images, images.ctypes.data)
+        for index, where in plan.masks.items():
+            write(bound.view(where), where, masks[index])
+        self._run(0)
+        if dropout is not None:
+            self._drop(plan.pooled)
+        if plan.logits is None:
+            return read(bound.view(plan.pooled), plan.pooled)
+        self._run(1)
+        return read(bound.view(plan.logits), plan.logits)
+
+    def backward(self, gradient: np.ndarray, pixels: np.ndarray | None = None) -> None:
+        """dL/d what forward gave -> `parameters.gradients`; dL/d images into `pixels`, zeros of their shape, if it is wanted."""
+        bound, plan = self._bound, self._bound.plan
+        dpooled = BatchMap(0, plan.pooled.channels, plan.pooled.images, 1, 1, "dpooled")
+        where = dpooled if plan.logits is None else plan.logits
+        write(bound.view(where), where, gradient[:, :, None, None])
+        if plan.logits is not None:
+            self._run(2)
+        if self._dropout is not None:
+            self._drop(dpooled)
         if pixels is not None:
             bound.put(bound.pixels, pixels.ctypes.data)
-        self._run(bound, bound.split, bound.steps)
+        self._run(3)
 
-    def _run(self, bound: Bound, first: int, last: int) -> None:
-        self._pool(bound.address, first, last, self._scratch.ctypes.data, bound.plan.scratch_bytes)
+    def _drop(self, where: BatchMap) -> None:
+        view = self._bound.view(where)
+        write(view, where, (read(view, where) * self._dropout)[:, :, None, None])
+
+    def _run(self, part: int) -> None:
+        bound = self._bound
+        first, last = bound.ends[part : part + 2]
+        if first < last:
+            self._pool(bound.address, first, last, self._scratch.ctypes.data, bound.scratch_bytes)
 
 
 def write(view: np.ndarray, where: BatchMap, values: np.ndarray) -> None:
@@ -137,4 +165,4 @@ def write(view: np.ndarray, where: BatchMap, values: np.ndarray) -> None:
 
 def read(view: np.ndarray, where: BatchMap) -> np.ndarray:
     """(N, C) of a map with one position a picture."""
-    return np.ascontiguousarray(view[:, :, 0].transpose(1, 0, 2).reshape(where.images, -1)[:, : where.channels])
+    return np.array(view[:, :, 0].transpose(1, 0, 2).reshape(where.images, -1)[:, : where.channels])

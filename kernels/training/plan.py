@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from effnet_np.kernels.arena import Arena
 from effnet_np.kernels.depthwise import Taps, Window, plan_ring, rows_name
 from effnet_np.kernels.head import MAX, MEAN
-from effnet_np.kernels.record import Activation, At, Cut, Real, Step  # noqa: F401
+from effnet_np.kernels.record import Activation, At, Cut, Step
 from effnet_np.kernels.stem import StemLayer
 from effnet_np.kernels.table import CLAMPS, CODES
 from effnet_np.kernels.target import BYTES, VECTORS, WIDTH
@@ -25,7 +25,7 @@ from effnet_np.kernels.training.depthwise import DepthwiseBackward, DepthwiseFor
 from effnet_np.kernels.training.expand import ExpandBackward, ExpandMoments
 from effnet_np.kernels.training.head import HeadBackward, HeadForward
 from effnet_np.kernels.training.layers import Block, Layers, Wide
-from effnet_np.kernels.training.matrices import Fold, Reduce
+from effnet_np.kernels.training.matrices import Reduce
 from effnet_np.kernels.training.norm import MOMENTS, SUMS, Norm, NormBackward, NormForward, cut_blocks
 from effnet_np.kernels.training.outer import rounded
 from effnet_np.kernels.training.project import (
@@ -37,7 +37,7 @@ from effnet_np.kernels.training.project import (
     ProjectForward,
     ProjectWeights,
 )
-from effnet_np.kernels.training.squeeze import ACTIVATE, GATE, Dense, DenseBackward, Squeeze
+from effnet_np.kernels.training.squeeze import ACTIVATE, GATE, PLAIN, Dense, DenseBackward, Squeeze
 from effnet_np.kernels.training.stem import StemBackward, StemForward, StemSlope
 
 TASKS = 32  # so many tasks or more, where the shapes allow it
@@ -75,18 +75,25 @@ class BlockMaps:
 
 @dataclass
 class TrainingPlan:
-    """forward and backward steps; where the host reads and writes; how large each memory has to be."""
+    """The four parts of a step, between which the host drops out and computes the loss; where it reads and writes; how large
+    each memory has to be."""
 
     forward: list[Step]
+    classify: list[Step]
+    classify_back: list[Step]
     backward: list[Step]
     pooled: BatchMap
+    logits: BatchMap | None
     masks: dict[int, BatchMap]
     sizes: dict[str, int] = field(default_factory=dict)
 
     @property
     def scratch_bytes(self) -> int:
-        steps = self.forward + self.backward
-        return ceil_div(max(step.scratch for step in steps), 4096) * 4096 + 4096
+        return ceil_div(max(step.scratch for step in self.steps), 4096) * 4096 + 4096
+
+    @property
+    def steps(self) -> list[Step]:
+        return self.forward + self.classify + self.classify_back + self.backward
 
 
 class Planner:
@@ -154,7 +161,7 @@ class Planner:
     # -- forward --------------------------------------------------------------------------------------------------
 
     def wide_norm(self, wide: Wide, source: BatchMap, outputs: int) -> Iterator[Step]:
-        """The statistics of a wide convolution, and its weights with them folded in."""
+        """The statistics of a wide convolution."""
         blocks, moments = blocks_of(outputs), None
         if self.asked.batch_statistics:
             pieces = self.range_pieces(blocks, source.positions)
@@ -225,7 +232,8 @@ class Planner:
             cut=tasks,
             source=source.map,
             inputs=source.channels,
-            expand=block.expand.folded if block.expand else None,
+            expand=block.expand.there if block.expand else None,
+            before=block.expand.norm.ready if block.expand else None,
             channels=target.channels,
             window=window,
             taps=Taps(block.taps, self.panels.zeros, window.kernel, window.stride),
@@ -297,14 +305,10 @@ class Planner:
     def block(self, block: Block, maps: BlockMaps) -> Iterator[Step]:
         if block.expand:
             yield from self.wide_norm(block.expand, maps.source, block.spec.expanded_channels)
-            yield self.fold(block.expand, block.spec.expanded_channels)
         yield from self.depthwise(block, maps)
         if block.excite:
             yield from self.squeeze(block, maps)
         yield from self.project(block, maps)
-
-    def fold(self, wide: Wide, outputs: int) -> Fold:
-        return Fold(cut=cut(blocks_of(outputs)), source=wide.there.weights, target=wide.folded, norm=wide.norm)
 
     def head(self, source: BatchMap, pooled: BatchMap) -> Iterator[Step]:
         head = self.layers.head
@@ -324,6 +328,27 @@ class Planner:
             "scale": 1.0 if largest else 1 / source.pixels,
             "activation": self.activation,
         }
+
+    def classifier(self, pooled: BatchMap, logits: BatchMap) -> tuple[list[Step], list[Step]]:
+        """(logits of the pooled features, all gradients of what lies in the logits' place)"""
+        there, back = self.layers.classifier
+        same = {"images": pooled.images, "activation": self.activation, "factor": 1.0, "then": PLAIN}
+        wide, narrow = pooled.channels, logits.channels
+        dpooled = self.map(wide, base="dpooled")
+        fields = {"raw": logits.map, "target": logits.map, "inputs": wide, "outputs": narrow}
+        forward = Dense(cut=cut(logits.blocks), source=pooled.map, matrix=there, **fields, **same)
+        weights = DenseBackward(
+            cut=cut(logits.blocks),
+            source=pooled.map,
+            gradient=None,
+            matrix=None,
+            dweight=self.panels.gradient("classifier.weight"),
+            dbias=self.panels.gradient("classifier.bias"),
+            **(fields | {"raw": None}),
+            **same,
+        )
+        fields = {"raw": dpooled.map, "target": dpooled.map, "inputs": narrow, "outputs": wide}
+        return [forward], [weights, Dense(cut=cut(dpooled.blocks), source=logits.map, matrix=back, **fields, **same)]
 
     # -- the way back ---------------------------------------------------------------------------------------------
 
@@ -461,7 +486,7 @@ class Planner:
             outputs=channels,
             matrix=excite.reduce[1],
             raw=dmeans.map,
-            then=0,
+            then=PLAIN,
             target=dmeans.map,
             **same,
         )
@@ -560,10 +585,14 @@ class Planner:
             source = maps[-1].target
         pooled = self.map(config.head_channels)
         forward += self.head(source, pooled)
+        classify, back, logits = [], [], None
+        if self.layers.classifier:
+            logits = self.map(config.num_labels)
+            classify, back = self.classifier(pooled, logits)
         backward = list(self.backward(raw, maps, source, pooled))
         masks = {index: each.mask for index, each in enumerate(maps) if each.mask}
         self.sizes["arena"] = self.arena.bytes
-        return TrainingPlan(forward, backward, pooled, masks, self.sizes)
+        return TrainingPlan(forward, classify, back, backward, pooled, logits, masks, self.sizes)
 
     def block_maps(self, block: Block, source: BatchMap) -> BlockMaps:
         spec, kept = block.spec, self.kept(block.spec.index)

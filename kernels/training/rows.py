@@ -98,7 +98,7 @@ def gradient_row(code, gradient, mask, raw, target, count, a, b, c):
 def slope_row(code, gradient, raw, target, count, scale, shift, gate, more, mean, sums, act):
     """target = dz = (gradient * gate + more) * slope(raw * scale + shift); adds dz and dz (raw - mean) up at `sums`."""
     low, high = _limits(code, act)
-    parts = [code.variable(code.load(sums, number * BYTES)) for number in range(2)]
+    parts = [code.variable(code.vector(0.0)) for _ in range(2)]  # of this row alone: short sums are exact sums
     for mode in code.switch(act.code, MODES):
         with code.loop(count) as i:
             x = code.load(raw + i * BYTES)
@@ -108,14 +108,14 @@ def slope_row(code, gradient, raw, target, count, scale, shift, gate, more, mean
             parts[0].set(parts[0].get() + dz)
             parts[1].set(code.fma(dz, x - mean, parts[1].get()))
     for number, part in enumerate(parts):
-        code.store(sums, part.get(), number * BYTES)
+        code.store(sums, code.load(sums, number * BYTES) + part.get(), number * BYTES)
 
 
 @staged(void, int64, int64, int64, int64, float32xN, float32xN, float32xN, int64, Activation)
 def both_row(code, gradient, raw, target, count, scale, shift, mean, sums, act):
     """As `slope_row`, and raw = activation(raw * scale + shift) in its place."""
     low, high = _limits(code, act)
-    parts = [code.variable(code.load(sums, number * BYTES)) for number in range(2)]
+    parts = [code.variable(code.vector(0.0)) for _ in range(2)]  # of this row alone: short sums are exact sums
     for mode in code.switch(act.code, MODES):
         with code.loop(count) as i:
             x = code.load(raw + i * BYTES)
@@ -126,7 +126,7 @@ def both_row(code, gradient, raw, target, count, scale, shift, mean, sums, act):
             parts[0].set(parts[0].get() + dz)
             parts[1].set(code.fma(dz, x - mean, parts[1].get()))
     for number, part in enumerate(parts):
-        code.store(sums, part.get(), number * BYTES)
+        code.store(sums, code.load(sums, number * BYTES) + part.get(), number * BYTES)
 
 
 @staged(void, int64, int64, int64, float32xN)

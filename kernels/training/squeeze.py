@@ -108,7 +108,7 @@ def dense(step, task, scratch):
 class DenseBackward(Step):
     """What comes before `draw` is made of `gradient` by `then`; dW = draw.T @ source, dbias = sum draw. A task: some outputs.
 
-    ACTIVATE: draw = (gradient @ matrix) * slope(raw); GATE: draw = gradient * gates * (1 - gates).
+    ACTIVATE: draw = (gradient @ matrix) * slope(raw); GATE: draw = gradient * gates * (1 - gates); PLAIN: `target` holds it.
     """
 
     source: Map
@@ -116,9 +116,9 @@ class DenseBackward(Step):
     inputs: Count
     outputs: Count
     then: Count
-    gradient: Map
+    gradient: Map | None
     matrix: Panel | None
-    raw: Map  # of ACTIVATE; of GATE: the gates
+    raw: Map | None  # of ACTIVATE; of GATE: the gates
     target: Map  # of draw
     dweight: Address  # (outputs, inputs)
     dbias: Address
@@ -151,6 +151,8 @@ def draw_of(step, share):
         product(step.product, shape, step.gradient, matrix, to, Ahead(0, 0), Epilogue(0, IDENTITY))
     for block in range(share.first_block, share.first_block + share.vectors):
         raw, to = map_at(step.raw, block, 0).address, map_at(step.target, block, 0).address
+        if step.then == PLAIN:
+            continue
         if step.then == ACTIVATE:
             multiply_slopes(to, raw, images, splat(step.factor), step.activation)
         else:

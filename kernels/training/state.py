@@ -3,7 +3,7 @@
 All weights and statistics lie in one array of floats, as the state dict has them: a name is a view of it, so `state_dict()`
 costs nothing at any time, and an optimiser's step is one pass over memory. Their gradients lie in a second one at the same places.
 
-Panels, folded weights and each batch norm's scale and shift lie in a third, which depends on the network but not on the
+Panels and each batch norm's scale and shift lie in a third, which depends on the network but not on the
 pictures: `Panels` hands out places there, and has the steps that fill them.
 """
 
@@ -29,11 +29,10 @@ def memory(size: int) -> np.ndarray:
 
 
 class Parameters:
-    """state: the model's state dict, copied. `arrays` and `gradients` are views by name."""
+    """state: the model's state dict, whose floats are copied. `arrays` and `gradients` are views by name."""
 
     def __init__(self, state: dict[str, np.ndarray], learnt: set[str]):
         self.offset: dict[str, int] = {}
-        self.counters = {name: array.copy() for name, array in state.items() if array.dtype.kind != "f"}
         floats = {name: array for name, array in state.items() if array.dtype.kind == "f"}
         size = 0
         for name in sorted(floats, key=lambda name: name not in learnt):  # what is learnt comes first
@@ -42,7 +41,6 @@ class Parameters:
             if name in learnt:
                 self.learnt = size
         self.data, self.gradient = memory(size), memory(size)
-        self.order = list(state)
         self.arrays, self.gradients = self.views(self.data, floats), self.views(self.gradient, floats)
         for name, array in floats.items():
             self.arrays[name][...] = array
@@ -50,9 +48,6 @@ class Parameters:
     def views(self, data: np.ndarray, like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Of an array laid out as the weights are, each entry's part in its shape."""
         return {name: data[self.offset[name] // 4 :][: array.size].reshape(array.shape) for name, array in like.items()}
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        return {name: self.arrays[name] if name in self.arrays else self.counters[name] for name in self.order}
 
 
 class Panels:
@@ -71,12 +66,18 @@ class Panels:
         return At("panels", offset)
 
     def state(self, name: str) -> At:
-        return At("state", self.offset[self.prefix + name])
+        return At("state", self.offset[self._whole(name)])
 
     def gradient(self, name: str) -> At:
-        return At("gradients", self.offset[self.prefix + name])
+        return At("gradients", self.offset[self._whole(name)])
 
-    def matrix(self, name: str, rows: int, columns: int, bias: str | None = None, inputs: int | None = None) -> tuple[Panel, Panel]:
+    def _whole(self, name: str) -> str:
+        """The state dict's name: the backbone's have a prefix, the classifier's have none."""
+        return name if name.startswith("classifier.") else self.prefix + name
+
+    def matrix(
+        self, name: str, rows: int, columns: int, bias: str | None = None, inputs: int | None = None
+    ) -> tuple[Panel, Panel]:
         """(there, back) of a weight (rows, columns), which a step of its own packs."""
         inputs = inputs or units_of(columns) * UNIT
         there = self.reserve(inputs * blocks_of(rows) * BYTES)
@@ -85,19 +86,17 @@ class Panels:
             cut=cut(blocks_of(rows)), source=self.state(name), rows=rows, columns=columns, inputs=inputs, there=there, back=back
         )
         self.steps.append(step)
-        return Panel(there, self.state(bias) if bias else self.zeros, units_of(columns)), Panel(back, self.zeros, units_of(rows))
+        return Panel(there, self.state(bias) if bias else self.zeros, units_of(columns)), Panel(
+            back, self.zeros, units_of(rows)
+        )
 
-    def folded(self, rows: int, columns: int) -> Panel:
-        weights = self.reserve(units_of(columns) * UNIT * blocks_of(rows) * BYTES)
-        return Panel(weights, self.reserve(blocks_of(rows) * BYTES), units_of(columns))
-
-    def taps(self, name: str, channels: int, kernel: int, factor: float) -> tuple[At, At]:
+    def taps(self, name: str, channels: int, kernel: int) -> tuple[At, At]:
         size = blocks_of(channels) * kernel * kernel * BYTES
         there, back = self.reserve(size), self.reserve(size)
         tasks = cut(blocks_of(channels) * 3, 1)._replace(groups=blocks_of(channels), blocks=blocks_of(channels))
         self.steps.append(
             PackTaps(
-                cut=tasks, source=self.state(name), channels=channels, taps=kernel**2, factor=factor, there=there, back=back
+                cut=tasks, source=self.state(name), channels=channels, taps=kernel**2, there=there, back=back
             )
         )
         return there, back
@@ -110,4 +109,4 @@ class Panels:
 
 def channels_of(config) -> list[int]:
     blocks = config.blocks()
-    return [config.stem_channels, config.head_channels, *(spec.expanded_channels for spec in blocks)]
+    return [config.stem_channels, config.head_channels, config.num_labels, *(spec.expanded_channels for spec in blocks)]

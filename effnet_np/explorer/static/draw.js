@@ -10,7 +10,13 @@ function colour(stops, share) {
   return stops[low].map((value, index) => Math.round(value + (stops[low + 1][index] - value) * (at - low)));
 }
 
-const TABLES = new Map([RISING, BOTH_WAYS].map(stops => [stops, Array.from({length: 256}, (_, i) => colour(stops, i / 255))]));
+// The 256 colours of each map as ImageData has them in memory, one whole number each.
+const TABLES = new Map([RISING, BOTH_WAYS].map(stops => {
+  const bytes = new Uint8ClampedArray(4 * 256);
+  for (let i = 0; i < 256; i++) bytes.set([...colour(stops, i / 255), 255], 4 * i);
+  return [stops, new Uint32Array(bytes.buffer)];
+}));
+const [NOTHING, MARKED] = new Uint32Array(Uint8ClampedArray.of(128, 128, 128, 255, 255, 0, 160, 255).buffer);
 
 function rangeOf(data) {
   let least = Infinity, largest = -Infinity;
@@ -27,13 +33,13 @@ function scaleOf({least, largest}) {
 
 function drawPlane(canvas, plane, scale, marked = []) {
   canvas.width = plane.width; canvas.height = plane.height;
-  const image = new ImageData(plane.width, plane.height), table = TABLES.get(scale.stops);
-  const step = 255 / (scale.high - scale.low);
-  plane.data.forEach((value, index) => {
-    const [r, g, b] = table[Math.min(255, Math.max(0, Math.round((value - scale.low) * step)))] || [128, 128, 128];
-    image.data.set([r, g, b, 255], 4 * index);
-  });
-  for (const [y, x] of marked) image.data.set([255, 0, 160, 255], 4 * (y * plane.width + x));
+  const image = new ImageData(plane.width, plane.height), pixels = new Uint32Array(image.data.buffer);
+  const table = TABLES.get(scale.stops), step = 255 / (scale.high - scale.low), {data} = plane;
+  for (let i = 0; i < data.length; i++) {
+    const shade = (data[i] - scale.low) * step + 0.5;
+    pixels[i] = shade !== shade ? NOTHING : table[shade < 0 ? 0 : shade > 255 ? 255 : shade | 0];
+  }
+  for (const [y, x] of marked) pixels[y * plane.width + x] = MARKED;
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 

@@ -100,6 +100,7 @@ async function showChannel(state, facts, query) {
   form.channel.max = facts.shape[0] - 1; form.y.max = height - 1; form.x.max = width - 1;
   form.channel.value = channel; form.y.value = state.y ?? 0; form.x.value = state.x ?? 0;
   showStatistics(facts, channel, plane);
+  for (const id of ["plane", "scale", "scale-note", "histogram", "histogram-note"]) byId(id).hidden = plane.data.length === 1;
   await showKernel(query, channel);
 }
 

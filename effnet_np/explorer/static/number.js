@@ -5,11 +5,12 @@
 const ROUNDING = 2 ** -24;  // of float32, relative, in one operation
 const terms = {list: [], shown: 0, most: 0};
 
+// 2/sqrt(pi) exp(-x^2) times the sum of 2^n x^(2n+1) / (1 * 3 * ... * (2n+1)): no term takes from another.
 function erf(x) {
   if (Math.abs(x) > 6) return Math.sign(x);
   let term = x, sum = x;
-  for (let n = 1; n < 200 && Math.abs(term) > 1e-17 * Math.abs(sum); n++) { term *= -x * x / n; sum += term / (2 * n + 1); }
-  return 2 / Math.sqrt(Math.PI) * sum;
+  for (let n = 1; Math.abs(term) > 1e-17 * Math.abs(sum); n++) { term *= 2 * x * x / (2 * n + 1); sum += term; }
+  return 2 / Math.sqrt(Math.PI) * Math.exp(-x * x) * sum;
 }
 
 const sigmoid = x => 1 / (1 + Math.exp(-x));
@@ -61,7 +62,7 @@ function agrees(step) {
 
 async function showNumber(state, drawn) {
   const panel = byId("number-panel");
-  panel.hidden = state.y === null || !state.layer;
+  panel.hidden = [state.layer, state.channel, state.y, state.x].includes(null);
   if (panel.hidden) return;
   const at = [state.channel, state.y, state.x];
   const number = await ask("number", runOf(state, {name: state.layer, at: at.join(",")}));
@@ -72,7 +73,10 @@ async function showNumber(state, drawn) {
   const linear = chain[0].kind === "linear";
   byId("versus-row").hidden = !linear;
   if (document.activeElement !== byId("versus")) byId("versus").value = linear && state.versus ? labelOf(state.versus) : "";
-  if (linear && state.versus) await subtract(state, chain);
+  if (linear && state.versus) {
+    await subtract(state, chain);
+    byId("number-title").textContent = `${labelOf(state.channel)} minus ${labelOf(state.versus)}: ${text(value, 7)} − ${text(chain[0].versus.value, 7)} = ${text(chain[0].value, 5)}`;
+  }
   byId("chain").replaceChildren(...chain.map(step => element("li", {}, told(step))));
   showCheck(chain);
   listTerms(chain[0]);

@@ -43,15 +43,19 @@ async function show() {
     if (current?.model !== state.model || !labels.length) await loadLabels(state);
     say("");
     const answer = await ask("answer", runOf(state));
+    state.beside ??= opening.against ? "trace" : "";
     state.class ??= String(answer.predictions[0].index);
     current = state;
     history.replaceState(null, "", addressFor({...stateOf(location.hash), model: state.model, picture: state.picture}));
     for (const hidden of ["map-panel", "whatif-panel", "sides-panel"]) byId(hidden).hidden = false;
     await showAnswer(state);
+    window.answeredAt = performance.now();
     const drawn = await showPicture(state);
     const panels = [showWhatIf(state, answer), showMap(state), showLayer(state), showNumber(state, drawn)];
     const failed = (await Promise.allSettled(panels)).find(panel => panel.status === "rejected");
     showHeld(state);
+    byId("save").hidden = Boolean(saved);
+    byId("save").href = addressOf("explorer.html", {model: state.model, picture: state.picture});
     showSides(state).catch(error => say(error.message, true));  // which may take seconds: the page goes on meanwhile
     if (failed) throw failed.reason;
   } catch (error) {
@@ -140,6 +144,7 @@ async function start() {
   try {
     await unpack();
     opening = await ask("open");
+    if (opening.against) byId("map-panel").after(byId("sides-panel"));  // what the page was opened for
   } catch (error) { say(error.message, true); return; }
   listen();
   await render();

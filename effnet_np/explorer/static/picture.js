@@ -36,7 +36,8 @@ async function drawEvidence(state, context, seen) {
   const map = await ask("cam", runOf(state, {class: state.class}));
   const other = state.versus ? await ask("cam", runOf(state, {class: state.versus})) : null;
   const data = other ? map.scores.map((value, index) => value - other.scores[index]) : map.scores;
-  const small = element("canvas"), scale = scaleOf({least: -Math.abs(rangeOf(data).least), largest: rangeOf(data).largest});
+  const {least, largest} = rangeOf(data), small = element("canvas");
+  const scale = other ? scaleOf({least: Math.min(least, -1e-30), largest}) : {stops: RISING, low: least, high: largest > least ? largest : least + 1};
   drawPlane(small, {data, width: map.width, height: map.height}, scale);
   context.globalAlpha = opacity / 100;
   context.imageSmoothingQuality = "high";
@@ -44,7 +45,7 @@ async function drawEvidence(state, context, seen) {
   context.globalAlpha = 1;
   const mean = data.reduce((sum, value) => sum + value, 0) / data.length;
   note.textContent = `Each position's score for ${labelOf(state.class)}${other ? ` minus ${labelOf(state.versus)}` : ""}: ` +
-    `${text(rangeOf(data).least, 3)} (blue) to ${text(rangeOf(data).largest, 3)} (orange); their mean, ${text(mean, 4)}, is the ` +
+    `${text(least, 3)} (blue) to ${text(largest, 3)} (${other ? "orange" : "yellow"}); their mean, ${text(mean, 4)}, is the ` +
     (other ? "difference of the logits." : "logit.");
 }
 

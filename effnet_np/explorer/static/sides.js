@@ -2,7 +2,7 @@
 // Two side by side: another picture, another model, or a trace from a file; differences by layer, the first wrong one marked.
 
 function fillBeside(state) {
-  const choices = [["", "nothing"]];
+  const choices = [["nothing", "nothing"]];
   if (opening.against) choices.push(["trace", `the trace ${opening.against}`]);
   for (const model of opening.models) if (model !== state.model) choices.push([`model:${model}`, `the model ${model}`]);
   for (const picture of opening.pictures) if (picture.key !== state.picture) choices.push([`picture:${picture.key}`, `the picture ${picture.name}`]);
@@ -11,13 +11,13 @@ function fillBeside(state) {
     select.dataset.choices = wanted;
     select.replaceChildren(...choices.map(([value, name]) => element("option", {value}, name)));
   }
-  select.value = choices.some(([value]) => value === state.beside) ? state.beside : "";
+  select.value = choices.some(([value]) => value === state.beside) ? state.beside : "nothing";
   select.disabled = Boolean(saved);
 }
 
 async function showSides(state) {
   fillBeside(state);
-  const table = byId("rows"), verdict = byId("verdict"), beside = byId("beside").value;
+  const table = byId("rows"), verdict = byId("verdict"), beside = byId("beside").value === "nothing" ? "" : byId("beside").value;
   byId("judged-label").hidden = beside !== "trace";
   byId("judged").value = state.judged || "reference";
   table.hidden = !beside;
