@@ -69,6 +69,11 @@ class Explorer:
                 return int(line.split()[1]) / 1024
         raise KeyError(which)
 
+    def cpu(self):
+        """Seconds of CPU so far."""
+        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
     def operations(self):
         return [each for part in self.ask("network", **self.about)["parts"] for each in part["operations"]]
 
@@ -79,26 +84,29 @@ def timed(function, *arguments, **options):
     return 1000 * (time.perf_counter() - began)
 
 
-def told(what, milliseconds, goal=None):
+def told(what, milliseconds, goal=None, cpu=None):
     line = f"{what:64} median {statistics.median(milliseconds):7.1f} ms, most {max(milliseconds):7.1f} ms"
+    line += f"; the server's CPU, mean {cpu:6.1f} ms" if cpu else ""
     print(line + (f"   (goal: {goal} ms)" if goal else ""), flush=True)
 
 
-def rounds(explorer, function):
-    """The function's list of milliseconds for each of three pictures -> the least of each question."""
-    found = []
+def rounds(explorer, function, every):
+    """The function's list of milliseconds for each of three pictures -> the least of each question, and CPU a question."""
+    found, cpu, operations = [], 0.0, explorer.operations()[::every]
     for name in ("chelsea.png", "coffee.png", "rocket.jpg"):
         about = {**explorer.about, "picture": explorer.send((CHELSEA.parent / name).read_bytes())}
         explorer.ask("answer", **about)
         explorer.ask("answer", **about, changes="grey:0.1")  # the kernels' plan is made
-        found.append(function(explorer, about))
-    return np.min(found, axis=0).tolist()
+        before = explorer.cpu()
+        found.append(function(explorer, about, operations))
+        cpu += explorer.cpu() - before
+    return np.min(found, axis=0).tolist(), 1000 * cpu / np.size(found)
 
 
-def layers(explorer, about):
-    """Every operation once: its statistics and the channels that are in sight at once."""
+def layers(explorer, about, operations):
+    """Statistics, and the channels that are in sight at once."""
     milliseconds = []
-    for operation in explorer.operations():
+    for operation in operations:
         query = {**about, "name": operation["name"]}
         first = ",".join(map(str, range(min(operation["shape"][0], 60))))
         began = time.perf_counter()
@@ -108,17 +116,16 @@ def layers(explorer, about):
     return milliseconds
 
 
-def numbers(explorer, about):
-    """One in the middle of every operation."""
-    places = [(each["name"], [side // 2 for side in (*each["shape"], 1, 1)[:3]]) for each in explorer.operations()]
+def numbers(explorer, about, operations):
+    """One in the middle of each operation."""
+    places = [(each["name"], [side // 2 for side in (*each["shape"], 1, 1)[:3]]) for each in operations]
     return [timed(explorer.ask, "number", **about, name=name, at=",".join(map(str, at))) for name, at in places]
 
 
-def what_if(explorer, about):
-    """A channel silenced in each block's first layer, and at its end."""
-    names = [each["name"] for each in explorer.operations()]
-    changed = [name for name in names if name.endswith(("expand_act", "project_bn", "embeddings.activation"))]
-    return [timed(explorer.ask, "answer", **about, changes=f"silence:{name}:3") for name in changed]
+def what_if(explorer, about, operations):
+    """A channel of each silenced, but of the scores."""
+    names = [each["name"] for each in operations if each["kind"] != "softmax"]
+    return [timed(explorer.ask, "answer", **about, changes=f"silence:{name}:2") for name in names]
 
 
 def on_screen():
@@ -190,12 +197,13 @@ def pictures(explorer, count=200):
     print(f"{'server memory after 50, 100, 150, 200 pictures':64} {', '.join(f'{size:.0f}' for size in sizes)} MB")
 
 
-def served(name, goals, *arguments):
-    """Layers, numbers and changes at the socket, and the memory that the server took for them."""
+def served(name, goals, every, *arguments):
+    """Every n-th operation's channels, number and change at the socket, and the memory that the server took for them."""
     with Explorer(CHELSEA, *arguments) as explorer:
-        told(f"answered: a layer's statistics and 60 channels, {name}", rounds(explorer, layers), goals[0])
-        told(f"answered: a number's sum, {name}", rounds(explorer, numbers), goals[1])
-        told(f"answered: what if, {name}", rounds(explorer, what_if), goals[2])
+        questions = {"a layer's statistics and 60 channels": layers, "a number's sum": numbers, "what if": what_if}
+        for (what, function), goal in zip(questions.items(), goals, strict=True):
+            milliseconds, cpu = rounds(explorer, function, every)
+            told(f"answered: {what}, {name}", milliseconds, goal, cpu)
         print(f"{f'server memory, at most, {name}':64} {explorer.memory('VmHWM'):14.0f} MB", flush=True)
 
 
@@ -207,11 +215,11 @@ def main():
     elif "screen" in wanted:
         on_screen()
     if "lite0" in wanted:
-        served("Lite0", (200, 100, 50))
+        served("Lite0", (200, 100, 50), 2)
     if "b4" in wanted:
         with tempfile.TemporaryDirectory() as folder:
             random_b4(folder)
-            served("B4", (None, None, 300), "--model", folder)
+            served("B4", (None, None, 300), 9, "--model", folder)
     if "pictures" in wanted:
         with Explorer(CHELSEA) as explorer:
             pictures(explorer)
