@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from effnet_np.kernels.target import default_threads
+from effnet_np.kernels.cores import default_threads
 from effnet_np.kernels.training.network import TrainingNetwork
 from effnet_np.kernels.training.plan import Asked
 from effnet_np.layers import BatchNorm2d, Dropout
@@ -54,7 +54,9 @@ class CompiledForTraining:
         self._norms = {name: module for name, module in self._backbone.named_modules() if isinstance(module, BatchNorm2d)}
         self._blocks = self.config.blocks()
         learnt = {name for name, _ in self.model.named_parameters()}
-        self._network = TrainingNetwork(self.model.state_dict(), learnt, self._prefix, copy.deepcopy(model.config), self.threads)
+        self._network = TrainingNetwork(
+            self.model.state_dict(), learnt, self._prefix, copy.deepcopy(model.config), self.threads
+        )
         for key, module, name in self.model._state():
             if key in self._network.parameters.arrays:
                 setattr(module, name, self._network.parameters.arrays[key])
@@ -116,7 +118,9 @@ class CompiledForTraining:
     def _backward(self, pixel_values, labels, output_gradient, parameters, pixel_gradient, label_smoothing, seed) -> Gradients:
         """The same, but for the gradients: they are those that the next call writes over."""
         if (labels is None) == (output_gradient is None):
-            raise ValueError("give either labels, for the model's own loss, or output_gradient, dL/d logits for a loss of your own")
+            raise ValueError(
+                "give either labels, for the model's own loss, or output_gradient, dL/d logits for a loss of your own"
+            )
         if labels is not None and not self.classifies:
             raise ValueError("a backbone has no loss: give output_gradient, dL/d pooler_output, in place of labels")
         images = np.ascontiguousarray(check_pixel_values(self.config, pixel_values, np.float32))
@@ -198,6 +202,8 @@ def refuse(model: Any) -> None:
         raise TypeError(f"only a model of effnet_np in NumPy can be compiled for training, got {type(model).__name__}")
     if callable(model.config.hidden_act):
         raise ValueError("hidden_act is a Python function, which the kernels cannot call: effnet_np.backward takes it")
+    if any(spec.fused for spec in model.config.blocks()):
+        raise ValueError("the kernels of training know no fused blocks (EfficientNetV2's): effnet_np.backward takes them")
     if model.dtype != np.float32:
         raise ValueError(f"the kernels learn in float32, the model is in {model.dtype}: effnet_np.backward takes it")
 

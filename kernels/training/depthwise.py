@@ -158,7 +158,7 @@ def make_rows(step, share, source, ring, made, needed):
     while made < needed:
         slot = made % ring.slots
         count = min(needed - made, ring.slots - slot)
-        target = Map(ring.address + slot * ring.row + max(window.pad, 0) * BYTES, ring.row, ring.plane)
+        target = Map(ring.address + slot * ring.row + max(window.left, 0) * BYTES, ring.row, ring.plane)
         if step.expand.weights != 0:
             shape, matrix = Shape(2 * share.vectors, count, window.width), panel_at(step.expand, share.first_block)
             here = map_at(source, 0, made * window.width)
@@ -190,11 +190,11 @@ def depthwise_forward(step, task, scratch):
     zero_edges(ring, window, share.vectors)
     y, end = band * window.out_height // step.bands, (band + 1) * window.out_height // step.bands
     begin = y
-    made = max(0, y * window.stride - window.pad)
+    made = max(0, y * window.stride - window.top)
     while y < end:
         last = min(end, y + step.chunk)
-        first = y * window.stride - window.pad
-        needed = min(window.height, (last - 1) * window.stride - window.pad + window.kernel)
+        first = y * window.stride - window.top
+        needed = min(window.height, (last - 1) * window.stride - window.top + window.kernel)
         make_rows(step, share, source, ring, made, needed)
         made = max(made, needed)
         list_rows(sources, ring, window, first, (last - y - 1) * window.stride + window.kernel)
@@ -248,7 +248,9 @@ class DepthwiseBackward(Step):
     def floats(self):
         window, images = self.window, self.cut.bands // self.bands
         wide = self.channels * window.height * window.width
-        return images * (self.inputs * window.height * window.width + wide + 2 * self.channels * window.out_height * window.out_width)
+        return images * (
+            self.inputs * window.height * window.width + wide + 2 * self.channels * window.out_height * window.out_width
+        )
 
     @property
     def scratch(self):
@@ -375,9 +377,10 @@ def depthwise_backward(step, task, scratch):
     size, out_size, kernel = window.height * window.width, window.out_height * window.out_width, window.kernel
     source = image_of(step.source, image, size)
     sources = scratch + HEAD
-    pad = kernel - 1 - window.pad  # rows of the dilated draw above the first that an input looks at
+    pad = kernel - 1 - window.top  # rows of the dilated draw above the first that an input looks at
+    lead = (kernel - 1 - window.left) * BYTES
     ring = Ring(sources + back_list_bytes(step.chunk, kernel), step.ring.slots, step.ring.row, step.ring.plane, 0)
-    draw = Draw(image_of(step.raw, image, out_size), image_of(step.gradient, image, out_size), ring, pad * BYTES)
+    draw = Draw(image_of(step.raw, image, out_size), image_of(step.gradient, image, out_size), ring, lead)
     zero(ring.address, share.vectors * ring.plane // BYTES)
     expanded = Map(ring.address + share.vectors * ring.plane, 0, step.chunk * window.width * BYTES)
     dx = expanded.address + share.vectors * expanded.plane

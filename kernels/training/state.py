@@ -75,7 +75,9 @@ class Panels:
         """The state dict's name: the backbone's have a prefix, the classifier's have none."""
         return name if name.startswith("classifier.") else self.prefix + name
 
-    def matrix(self, name: str, rows: int, columns: int, bias: str | None = None, inputs: int | None = None) -> tuple[Panel, Panel]:
+    def matrix(
+        self, name: str, rows: int, columns: int, bias: str | None = None, inputs: int | None = None
+    ) -> tuple[Panel, Panel]:
         """(there, back) of a weight (rows, columns), which a step of its own packs."""
         inputs = inputs or units_of(columns) * UNIT
         there = self.reserve(inputs * blocks_of(rows) * BYTES)
@@ -84,16 +86,16 @@ class Panels:
             cut=cut(blocks_of(rows)), source=self.state(name), rows=rows, columns=columns, inputs=inputs, there=there, back=back
         )
         self.steps.append(step)
-        return Panel(there, self.state(bias) if bias else self.zeros, units_of(columns)), Panel(back, self.zeros, units_of(rows))
+        return Panel(there, self.state(bias) if bias else self.zeros, units_of(columns)), Panel(
+            back, self.zeros, units_of(rows)
+        )
 
     def taps(self, name: str, channels: int, kernel: int) -> tuple[At, At]:
         size = blocks_of(channels) * kernel * kernel * BYTES
         there, back = self.reserve(size), self.reserve(size)
         tasks = cut(blocks_of(channels) * 3, 1)._replace(groups=blocks_of(channels), blocks=blocks_of(channels))
         self.steps.append(
-            PackTaps(
-                cut=tasks, source=self.state(name), channels=channels, taps=kernel**2, there=there, back=back
-            )
+            PackTaps(cut=tasks, source=self.state(name), channels=channels, taps=kernel**2, there=there, back=back)
         )
         return there, back
 
