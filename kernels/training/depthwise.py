@@ -22,15 +22,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from effnet_np.kernels.depthwise import Rows, Taps, Window, Ring, list_bytes, list_rows, rows_name, rows_of, zero, zero_edges
+from effnet_np.kernels.depthwise import Ring, Rows, Taps, Window, list_bytes, list_rows, rows_of, zero, zero_edges
 from effnet_np.kernels.kernel import kernel
 from effnet_np.kernels.product import Epilogue, Panel, Shape, map_at, panel_at, product
 from effnet_np.kernels.record import Activation, Address, Bytes, Count, Function, Map, Step
 from effnet_np.kernels.simd import int64, load, load_scalar, njit, splat, staged, store, store_int, store_scalar, void
-from effnet_np.kernels.target import BYTES, REGISTERS, VECTORS, WIDTH
+from effnet_np.kernels.target import BYTES, REGISTERS, WIDTH
 from effnet_np.kernels.tiling import IDENTITY, Ahead, ceil_div, share_of
 from effnet_np.kernels.training.batch import Partial, image_of
-from effnet_np.kernels.training.norm import A, B, C, MEAN, MOMENTS, SCALE, SHIFT, SUMS, Ready, add_moments, clear, of_norm
+from effnet_np.kernels.training.norm import MEAN, MOMENTS, SCALE, SHIFT, SUMS, A, B, C, Ready, add_moments, clear, of_norm
 from effnet_np.kernels.training.rows import activate_row, both_row, copy_row, gradient_row
 from effnet_np.kernels.training.slopes import total
 

@@ -21,7 +21,7 @@ from effnet_np.kernels.stem import StemLayer, copy_rows, stem_flops, stem_row, s
 from effnet_np.kernels.target import BYTES, VECTORS, WIDTH
 from effnet_np.kernels.tiling import IDENTITY, Ahead, Share, band_of, ceil_div, group_start
 from effnet_np.kernels.training.batch import Partial, image_of
-from effnet_np.kernels.training.norm import A, B, C, MEAN, MOMENTS, SCALE, SHIFT, SUMS, Norm, add_moments, clear, of_norm
+from effnet_np.kernels.training.norm import MEAN, MOMENTS, SCALE, SHIFT, SUMS, A, B, C, Norm, add_moments, clear, of_norm
 from effnet_np.kernels.training.outer import Outer, outer
 from effnet_np.kernels.training.rows import gradient_row, slope_row
 
