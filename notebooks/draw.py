@@ -833,7 +833,8 @@ def paths(loss, ways, lowest):
     reach = np.abs(lowest)
     a, b = np.linspace(-0.6, 2.1, 60) * reach[0], np.linspace(-0.6, 1.6, 60) * reach[1]
     surface = np.array([[loss(np.array([u, v]))[0] for u in a] for v in b])
-    fig, axes = plt.subplots(1, len(ways), figsize=(12.5, 3), sharey=True)
+    fig, axes = plt.subplots(1, len(ways), figsize=(max(4, 2.5 * len(ways)), 3), sharey=True, squeeze=False)
+    axes = axes[0]
     for colour, (ax, (name, way)) in enumerate(zip(axes, ways.items(), strict=True)):
         ax.contour(a, b, surface, levels=np.quantile(surface, np.linspace(0, 0.9, 10)), colors="#cfd8dc", linewidths=0.8)
         ax.plot(way[:, 0], way[:, 1], ".-", markersize=3, linewidth=0.9, color=f"C{colour}")
