@@ -35,7 +35,7 @@ import nbformat
 import PIL.Image
 from course import BRANCH, REPOSITORY
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
 from effnet_np.cli import main as warmup
 
@@ -88,7 +88,7 @@ def build(path: Path, check: bool) -> list[str]:
     faults = form_faults(notebook, path.name)
     try:
         execute(notebook)
-    except CellExecutionError as error:
+    except (CellExecutionError, CellTimeoutError) as error:
         return [*faults, f"a cell failed:\n{error}"]
     faults += output_faults(notebook)
     faults += sentence_faults(before if check else notebook, cited(path.name[:2]))

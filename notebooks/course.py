@@ -67,13 +67,16 @@ def as_input(pictures: np.ndarray, size: int) -> np.ndarray:
     return np.repeat(scaled.repeat(size // 8, axis=1).repeat(size // 8, axis=2)[:, None], 3, axis=1)
 
 
-def untrained(pixel_values: np.ndarray, seed: int = 0) -> EfficientNetForImageClassification:
+def untrained(pixel_values: np.ndarray, seed: int = 0, residual: bool = True) -> EfficientNetForImageClassification:
     """Lite0 that has learned nothing, as a control: random weights, and a signal that arrives at the end all the same.
 
     Weights have the deviation sqrt(2 / inputs) (He et al., arXiv 1502.01852), and each batch norm the statistics of these very
     pictures (N, 3, H, W), so that every layer's numbers have a sane size. Only learning makes the difference.
+    `residual=False` leaves the residuals out.
     """
     model = initialised(lambda inputs: np.sqrt(2 / inputs), seed)
+    for block in model.efficientnet.encoder.blocks:
+        block.projection.residual &= residual
     norms = [module for _, module in model.named_modules() if isinstance(module, BatchNorm2d)]
     for norm in norms:
         norm.training, norm.momentum = True, 1.0

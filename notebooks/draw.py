@@ -775,3 +775,167 @@ def copy_speed(sizes, speeds):
     )
     ax.grid(True)
     plt.show()
+
+
+# -- 09 · Backward, by hand -------------------------------------------------------------------------------------------
+
+
+def judge(judged, computed, ax=None):
+    """Gradients against finite differences, on both logarithmic axes with sign."""
+    alone = ax is None
+    if alone:
+        fig, ax = plt.subplots(figsize=(4.6, 3.6))
+    limit = 2 * np.abs(judged).max()
+    ax.plot([-limit, limit], [-limit, limit], color="C6", linewidth=0.8)
+    ax.plot(judged, computed, "o", markersize=4)
+    for scale in (ax.set_xscale, ax.set_yscale):
+        scale("symlog", linthresh=1e-4)
+    ax.set(xlabel="finite differences", ylabel="chain rule")
+    if alone:
+        ax.set_title("40 of 4.65 million gradients")
+        ax.set_xticks([-1e-2, 0, 1e-2])
+        plt.show()
+    else:
+        ax.set(xticks=[], yticks=[])
+        ax.set_title("against finite differences", fontsize=8)
+
+
+def gradients_by_depth(by_depth, judged, computed):
+    """The length of each block's gradient: {network: [16 numbers a seed]}; inset: the gradient against finite differences."""
+    fig, ax = plt.subplots(figsize=(10, 4))
+    for colour, (title, curves) in enumerate(by_depth.items()):
+        band(ax, range(16), curves, f"{title} ({len(curves)} seeds)" if len(curves) > 1 else title, f"C{colour}")
+    ax.set(yscale="log", xlabel="block; the gradient comes from the right", ylabel="length of dL/d(output)", xticks=range(16))
+    ax.set_title("How much of the loss's gradient arrives at each block")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.7))
+    judge(judged, computed, ax.inset_axes([1.06, 0.02, 0.26, 0.4]))
+    plt.show()
+
+
+def step(rates, downhill, promised, sideways, before):
+    """The loss after one step, by rate: along the gradient, as promised by its slope, and in random directions."""
+    fig, ax = plt.subplots(figsize=(8.5, 3.2))
+    ax.plot(rates, downhill, "o-", label="against the gradient")
+    ax.plot(rates[promised > 0], promised[promised > 0], "--", color="C0", linewidth=1, label="what the slope promises")
+    for seed, losses in enumerate(sideways):
+        ax.plot(rates, losses, ".-", color="C1", alpha=0.6, label="random directions, equally long" if seed == 0 else None)
+    ax.axhline(before, color="C6", linewidth=0.8)
+    ax.set(xscale="log", yscale="log", xlabel="rate", ylabel="loss", title="One step of all 4.65 million numbers")
+    ax.legend(fontsize=8)
+    plt.show()
+
+
+# -- 10 · Optimisers --------------------------------------------------------------------------------------------------
+
+
+def paths(loss, ways, lowest):
+    """The ways of optimisers over one slice of a loss: ways {name: (steps, 2)}, loss (2,) -> (number, gradient)."""
+    reach = np.abs(lowest)
+    a, b = np.linspace(-0.6, 2.1, 60) * reach[0], np.linspace(-0.6, 1.6, 60) * reach[1]
+    surface = np.array([[loss(np.array([u, v]))[0] for u in a] for v in b])
+    fig, axes = plt.subplots(1, len(ways), figsize=(max(4, 2.5 * len(ways)), 3), sharey=True, squeeze=False)
+    axes = axes[0]
+    for colour, (ax, (name, way)) in enumerate(zip(axes, ways.items(), strict=True)):
+        ax.contour(a, b, surface, levels=np.quantile(surface, np.linspace(0, 0.9, 10)), colors="#cfd8dc", linewidths=0.8)
+        ax.plot(way[:, 0], way[:, 1], ".-", markersize=3, linewidth=0.9, color=f"C{colour}")
+        ax.plot(*lowest, "k+", markersize=9)
+        ax.set(title=name, xlabel="steep direction", xlim=(a[0], a[-1]), ylim=(b[0], b[-1]))
+        ax.set_xticks([0, lowest[0]], ["0", f"{lowest[0]:.2f}"])
+    axes[0].set_ylabel("flat direction")
+    fig.suptitle("40 steps on one real slice of the loss; the cross is its lowest point")
+    plt.show()
+
+
+def learning(curves, accuracy, by_rate):
+    """Loss by epoch (band: seeds), held-out accuracy a seed, and the final loss by rate."""
+    fig, axes = plt.subplots(1, 3, figsize=(12, 3.3))
+    for colour, (name, values) in enumerate(curves.items()):
+        band(axes[0], range(1, 1 + values.shape[1]), values, name, f"C{colour}")
+        axes[1].plot(np.full(len(accuracy[name]), colour), 100 * accuracy[name], "o", color=f"C{colour}", alpha=0.6)
+        axes[2].plot(list(by_rate[name]), np.minimum(list(by_rate[name].values()), 50), "o-", markersize=4, color=f"C{colour}")
+    axes[0].set(yscale="log", xlabel="epoch", title="loss at the best rate (band: seeds)")
+    axes[0].legend(fontsize=8)
+    axes[1].set(title="held out, percent right; a dot a seed", xlim=(-0.5, len(curves) - 0.5))
+    axes[1].set_xticks(range(len(curves)), list(curves), fontsize=8)
+    axes[2].set(xscale="log", yscale="log", xlabel="rate", title="loss at the end, by rate (median)")
+    plt.show()
+
+
+# -- 12 · Which evidence survives a test? -----------------------------------------------------------------------------
+
+
+def evidence(chosen, trained, untrained, shown):
+    """Four kinds of evidence for one photograph, and below the same asked of an untrained network."""
+    index = list(chosen).index(shown)
+    fig, axes = plt.subplots(2, 1 + len(trained), figsize=(11.5, 4.9))
+    for line, found, title in zip(axes, (trained, untrained), ("trained", "random weights"), strict=True):
+        line[0].imshow(visible(chosen[shown]))
+        line[0].set_ylabel(title)
+        for ax, (name, maps) in zip(line[1:], found.items(), strict=True):
+            image = ax.imshow(maps[index], cmap="inferno", vmin=0)
+            ax.set_title(name, loc="center", fontsize=9)
+            fig.colorbar(image, ax=ax, shrink=0.75).ax.tick_params(labelsize=6)
+    for ax in axes.ravel():
+        ax.set(xticks=[], yticks=[])
+    fig.suptitle("Evidence for the first answer, and for the same class from a network that has learned nothing (own scales)")
+    plt.show()
+
+
+def likeness(groups):
+    """Rank correlations by method: {title: {method: [one a photograph]}}, dots and medians."""
+    fig, axes = plt.subplots(1, len(groups), figsize=(12, 2.4), sharey=True)
+    for ax, (title, by_method) in zip(axes, groups.items(), strict=True):
+        for row, values in enumerate(by_method.values()):
+            ax.plot(values, np.full(len(values), row), "o", alpha=0.6)
+            ax.plot([np.median(values)] * 2, [row - 0.3, row + 0.3], color="k", linewidth=1)
+        ax.axvline(0, color="C6", linewidth=0.8)
+        ax.set(title=title, xlabel="rank correlation; a dot a photograph", xlim=(-0.9, 1), ylim=(len(by_method) - 0.5, -0.5))
+        ax.set_yticks(range(len(by_method)), list(by_method))
+    plt.show()
+
+
+def falls(by_method, names):
+    """How far the logit falls when what a method prefers is covered: a dot a photograph, the line their median."""
+    fig, ax = plt.subplots(figsize=(9.5, 3))
+    markers = "osD^v<>*"
+    for place, values in enumerate(by_method.values()):
+        ax.plot([place - 0.3, place + 0.3], [np.median(values)] * 2, color="k", linewidth=1)
+        for number, value in enumerate(values):
+            label = names[number] if place == 0 else None
+            ax.plot(place, value, markers[number % 8], color=f"C{number}", alpha=0.7, label=label)
+    ax.set_xticks(range(len(by_method)), list(by_method), fontsize=8)
+    ax.axhline(0, color="C6", linewidth=0.8)
+    ax.set(ylabel="fall of the logit", title="A fifth of the picture covered, as each method prefers; line: median")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    plt.show()
+
+
+# -- 13 · Adversarial examples ----------------------------------------------------------------------------------------
+
+
+def attacked(photos, changed, before, after):
+    """Photographs, what is added to them (made visible, one scale), and the result, each with what the network says."""
+    fig, axes = plt.subplots(3, len(photos), figsize=(2.5 * len(photos), 7.6))
+    for column, x, y, first, then in zip(axes.T, photos, changed, before, after, strict=True):
+        column[0].imshow(visible(x))
+        column[0].set_title(first, loc="center", fontsize=9)
+        column[1].imshow(np.clip(0.5 + 32 * (y - x).transpose(1, 2, 0), 0, 1))
+        column[1].set_xlabel("what is added, 32 times", fontsize=8)
+        column[2].imshow(visible(y))
+        column[2].set_title(then, loc="center", fontsize=9, color="C1" if then.split(",")[0] != first.split(",")[0] else "k")
+    for ax in axes.ravel():
+        ax.set(xticks=[], yticks=[])
+    plt.show()
+
+
+def survival(sizes, kept, noise):
+    """Share of photographs that keep their first answer, by the size of the change; noise (sizes, seeds)."""
+    fig, ax = plt.subplots(figsize=(9, 3.4))
+    ax.plot(sizes, 100 * kept, "o-", color="C1", label="sign of the gradient, one step")
+    ax.fill_between(sizes, 100 * noise.min(axis=1), 100 * noise.max(axis=1), color="C0", alpha=0.2, linewidth=0)
+    ax.plot(sizes, 100 * np.median(noise, axis=1), "o-", color="C0", label="random signs (band: five seeds)")
+    ax.set(xscale="log", ylim=(-3, 103), xlabel="ε, in steps of brightness (of 255)", ylabel="percent that keep their answer")
+    ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    ax.set_title("How many photographs keep the network's first answer")
+    ax.legend(fontsize=8)
+    plt.show()

@@ -18,7 +18,8 @@ sys.path.append(str(NOTEBOOKS))
 import course  # noqa: E402
 
 spec = importlib.util.spec_from_file_location("course_build", NOTEBOOKS / "build.py")
-assert spec and spec.loader
+assert spec is not None
+assert spec.loader is not None
 build = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build)
 
@@ -186,3 +187,21 @@ def test_the_page_is_read_by_a_browser(tmp_path):
         assert links or name != "index.html"
         missing = [link for link in links if not link.startswith("..") and not (tmp_path / link).exists()]
         assert [link for link in missing if link not in {path.stem + ".html" for path in FILES}] == []
+
+
+def test_slider_stands_still_without_widgets_and_moves_with_them(monkeypatch):
+    calls = []
+    monkeypatch.setenv("COURSE_STILL", "1")
+    course.slider(lambda rate: calls.append(rate), rate=[1, 2, 3])
+    assert calls == [2]
+    pytest.importorskip("ipywidgets")
+    monkeypatch.delenv("COURSE_STILL")
+    import ipywidgets
+
+    moved = []
+    monkeypatch.setattr(ipywidgets, "interact", lambda function, **handles: moved.append((function, handles)))
+    course.slider(calls.append, object=[1, 2, 3])
+    ((function, handles),) = moved
+    assert function is not None
+    assert handles["object"].options == (1, 2, 3)
+    assert handles["object"].value == 2
