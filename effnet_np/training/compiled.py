@@ -25,7 +25,6 @@ from effnet_np.kernels.cores import default_threads
 from effnet_np.kernels.training import optimize
 from effnet_np.kernels.training.mover import Mover
 from effnet_np.kernels.training.network import TrainingNetwork
-from effnet_np.kernels.training.optimize import Numbers
 from effnet_np.kernels.training.plan import Asked
 from effnet_np.layers import BatchNorm2d, Dropout
 from effnet_np.model import EfficientNetForImageClassification, EfficientNetModel
@@ -52,7 +51,7 @@ class CompiledForTraining:
             raise ValueError(f"threads must be a whole number of at least 1, or None for all cores, got {threads!r}")
         refuse(model)
         self.threads = threads or default_threads()
-        self.model = copy.deepcopy(model)
+        self.model: Any = copy.deepcopy(model)
         self.config, self.image_processor = self.model.config, self.model.image_processor
         self.classifies = isinstance(model, EfficientNetForImageClassification)
         self._backbone = self.model.efficientnet if self.classifies else self.model
@@ -242,18 +241,18 @@ MEMORIES: dict[type, Callable[[list], list]] = {
 }
 
 
-def numbers_of(optimizer: Any, name: str, rate: float, scale: float) -> Numbers:
-    """What a step's formula has for one parameter."""
+def numbers_of(optimizer: Any, name: str, rate: float, scale: float) -> tuple[float, ...]:
+    """What a step's formula has for one parameter, as `optimize.Numbers` lists it."""
     rate *= optimizer.scales[name]
     decay = optimizer.weight_decay if optimizer.parameters[name].ndim > 1 else 0.0
     if isinstance(optimizer, SGD):
-        return Numbers(rate, decay, scale, optimizer.momentum, float(optimizer.nesterov), 0.0, 0.0, 0.0, 0.0)
+        return (rate, decay, scale, optimizer.momentum, float(optimizer.nesterov), 0.0, 0.0, 0.0, 0.0)
     if isinstance(optimizer, RMSProp):
-        return Numbers(rate, decay, scale, optimizer.decay, optimizer.momentum, 0.0, optimizer.eps, 1 - optimizer.decay, 0.0)
+        return (rate, decay, scale, optimizer.decay, optimizer.momentum, 0.0, optimizer.eps, 1 - optimizer.decay, 0.0)
     (first, second), steps = optimizer.betas, optimizer.steps
     corrected = 1 / math.sqrt(1 - second**steps)
     rate, shrink = rate / (1 - first**steps), 1 - rate * decay
-    return Numbers(rate, shrink, scale, first, second, corrected, optimizer.eps, 1 - first, 1 - second)
+    return (rate, shrink, scale, first, second, corrected, optimizer.eps, 1 - first, 1 - second)
 
 
 def factors(layer: Dropout, shape: tuple[int, ...]) -> np.ndarray:

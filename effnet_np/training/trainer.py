@@ -56,7 +56,8 @@ class Trainer:
         if batch_norm not in ("stored", "learning"):
             raise ValueError(f'batch_norm must be "stored" or "learning", got {batch_norm!r}')
         self.kernels = None if isinstance(model, Module) else model
-        self.model, self.optimizer, self.schedule = model if isinstance(model, Module) else model.model, optimizer, schedule
+        self.model: Any = model if isinstance(model, Module) else model.model
+        self.optimizer, self.schedule = optimizer, schedule
         self.label_smoothing, self.max_norm, self.batch_norm, self.seed = label_smoothing, max_norm, batch_norm, seed
         self.average = None if average is None else MovingAverage(self.model.state_dict(), average)
         for name, module in self.model.named_modules():

@@ -44,8 +44,8 @@ class Mover:
         with np.errstate(all="ignore"):
             return float(np.sqrt(self._sums.sum(dtype=np.float64)))
 
-    def move(self, numbers: Mapping[str, Numbers]) -> None:
-        """Every parameter by its numbers."""
+    def move(self, numbers: Mapping[str, tuple[float, ...]]) -> None:
+        """Every parameter by its `Numbers`."""
         rows = np.array([numbers[name] for name in self.names], np.float32).view(np.int32)
         self._table[len(self.names) :, self._word : self._word + rows.shape[1]] = rows
         self._run(len(self.names), len(self._table))
