@@ -8,6 +8,7 @@ Field names, defaults and quirks: transformers 4.37.2, `models/efficientnet/conf
 from __future__ import annotations
 
 import copy
+import difflib
 import inspect
 import json
 import os
@@ -26,6 +27,16 @@ from effnet_np.presets import PRESETS
 
 # Fields beyond HF's, and the value with which the network is one of HF's: then config.json does not have the field.
 BEYOND_HF = {"fix_head_stem": False, "padding": "hf", "fused_stages": 0}
+
+
+# What from_pretrained knows beside fields: a typing error may be near to one of these.
+OPTIONS = {"allow_nonfinite", "architecture", "ignore_mismatched_sizes", "image_processor", "torch_dtype"}
+
+
+def _named(unknown: set[str], known: set[str]) -> str:
+    """Names that are not known, each with the known one that it resembles most, if there is any."""
+    near = {name: difflib.get_close_matches(name, known, 1) for name in sorted(unknown)}
+    return ", ".join(f"{name} (do you mean {close[0]}?)" if close else name for name, close in near.items())
 
 
 class EfficientNetConfig:
@@ -219,7 +230,7 @@ class EfficientNetConfig:
             raise TypeError(f"a configuration is a dictionary of fields, got {type(fields).__name__}")
         known = set(inspect.signature(cls).parameters) | set(fields)
         if not set(overrides) <= known:
-            raise TypeError(f"there is no option or field {', '.join(sorted(set(overrides) - known))}")
+            raise TypeError(f"there is no option or field {_named(set(overrides) - known, known | OPTIONS)}: leave it out")
         fields = copy.deepcopy(fields)
         model_type = fields.get("model_type", cls.model_type)
         if model_type != cls.model_type:

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from effnet_np.checkpoints.checkpoint import Foreign
+from effnet_np.checkpoints.files import naming
 from effnet_np.layer_specs import LayerSpec, layer_specs
 from effnet_np.match import Shape
 from effnet_np.weights.dialect import Dialect, Network
 
 ANY_SIZE = 1 << 13  # pixels: no shape of a tensor depends on the image
+FEW = 12  # names that an error has room for
 CLASSIFIER = ("classifier.weight", "classifier.bias")
 SAID = ("padding", "batch_norm_eps", "depthwise_padding", "image_size")  # of the configuration, in an error
 IMAGENET_CLASSES = 1000
@@ -25,7 +27,12 @@ def identify(foreign: Foreign, preset: Callable[..., Any]) -> tuple[Any, dict[st
     Raises ValueError where names and shapes fit no known network, or several.
     """
     name = foreign.architecture or _only_one(foreign, fitting(foreign, preset), preset)
-    network = foreign.dialect.network(name)
+    with naming(foreign.path):
+        return _described(foreign, foreign.dialect.network(name), preset)
+
+
+def _described(foreign: Foreign, network: Network, preset: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
+    """That network with what the source itself says: its classes, channels, input and preprocessing."""
     fields, size = dict(foreign.fields), foreign.fields.get("input_size")
     fields.pop("input_size", None)
     rows = foreign.shapes.get(CLASSIFIER[0], ())
@@ -152,11 +159,11 @@ def _compared(found: Mapping[str, Shape]) -> dict[str, Shape]:
 def _only_one(foreign: Foreign, names: list[str], preset: Callable[..., Any]) -> str:
     if len(names) == 1:
         return names[0]
-    library, known = foreign.dialect.library, ", ".join(name for name in foreign.dialect.networks if "." not in name)
+    library, known = foreign.dialect.library, ", ".join([name for name in foreign.dialect.networks if "." not in name][:FEW])
     if not names:
         raise ValueError(
             f"{foreign.path} is a checkpoint of {library}, by its names, but its tensors are of none of its networks that are "
-            f"known here ({known}); to see in what it differs from one of them, say architecture="
+            f"known here ({known}, ...); to see in what it differs from one of them, say architecture="
         )
     lines = [f"  {name}: {_said(foreign.dialect.network(name), preset)}" for name in names]
     example = f"from_pretrained({foreign.path.name!r}, architecture={names[-1]!r})"

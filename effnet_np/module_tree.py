@@ -46,6 +46,8 @@ def _facts(layer: Any) -> list[str]:
             continue
         if isinstance(value, (int, float, tuple)) and not isinstance(value, bool):
             facts.append(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
+        elif name == "padding" and value is None:
+            facts.append("padding=SAME")
         elif name == "function":
             facts.append(getattr(value, "__name__", type(value).__name__))
     return facts

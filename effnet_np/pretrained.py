@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,8 @@ class PreTrainedModel(Module):
         """Load a model, in eval mode, with `model.image_processor` where the source has one.
 
         source: a folder as `save_pretrained` makes it, an .h5 or .pth file, a hub id, or a short name: "b0".."b7" mean
-        Google's on the hub, "lite0" the embedded one. `config` and `image_processor` (itself, a short name, a folder or a file)
+        Google's on the hub, "lite0" the embedded one; or a checkpoint of timm, geffnet, torchvision, lukemelas or Keras (see
+        weights/README.md), of which `architecture` says by the library's name what the file does not. `config` and `image_processor` (itself, a short name, a folder or a file)
         are used in place of the source's. Hub options: `revision`, `local_files_only`, `cache_dir`, `token`, `force_download`,
         `subfolder` (of a local folder, too); all others override fields of the configuration, such as `num_labels` for a new
         head, which needs `ignore_mismatched_sizes=True`, is initialised with `seed`, and named in a UserWarning. `torch_dtype`
@@ -73,6 +75,8 @@ def check_pixel_values(config: EfficientNetConfig, pixel_values: Any, dtype: Any
     """pixel_values (N, C, H, W) in that dtype; ValueError or TypeError where a model of this configuration cannot take them."""
     if pixel_values is None:
         raise ValueError("You have to specify pixel_values: an array of shape (batch, channels, height, width)")
+    if isinstance(pixel_values, Mapping):
+        raise TypeError("pixel_values is what an image processor returns, a dictionary: call model(**inputs)")
     array = np.asarray(pixel_values)
     if array.dtype.kind != "f":
         hint = "run the image processor first, it turns whole-numbered pixels into network input"

@@ -32,6 +32,19 @@ def choose(model, backend: str = "auto", threads: int | None = None):
     return CompiledEfficientNet(model, threads), None
 
 
+def learns(model, backend: str = "auto") -> bool:
+    """Whether the kernels of training are what a model learns with: by the same choice, of what they can and where they are."""
+    if backend == "numpy" or callable(model.config.hidden_act) or any(spec.fused for spec in model.config.blocks()):
+        return False
+    if backend == "auto":
+        try:
+            from effnet_np.kernels import library
+        except ImportError:
+            return False
+        return library.kernels_cached() and library.kernels_cached(library.TRAINING)
+    return True
+
+
 def _numba_works() -> bool:
     """Whether warm-up would have a compiler. Looks only whether it is there: importing it takes half a second."""
     from importlib.util import find_spec

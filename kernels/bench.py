@@ -93,7 +93,8 @@ def check_installed(peers: list[str], with_plot: bool) -> None:
     for name, modules in wanted.items():
         missing = [module for module in modules if find_spec(module) is None]
         if missing:
-            raise ImportError(f"bench needs {', '.join(missing)} for {name}: pip install 'effnet_np[bench]', or leave it out")
+            way = "pip install 'effnet_np[bench]'" + ("" if name == "Numba" else f", or leave {name} out")
+            raise ImportError(f"bench needs {', '.join(missing)}: {way}")
 
 
 def print_result(result: dict, peers: list[str], header: bool) -> None:
@@ -202,11 +203,11 @@ def paper(peers: list[str], seconds: float) -> int:
 class Engine:
     """A process that answers when told to, and says how long each answer took."""
 
-    def __init__(self, name: str, model: str, threads: int, batch: int, folder: str):
+    def __init__(self, name: str, model: str, threads: int, batch: int, folder: str, module: str = "effnet_np.kernels.bench"):
         self.name = name
         count = str(threads)
         limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), count)
-        command = [sys.executable, "-m", "effnet_np.kernels.bench", name, model, count, str(batch), folder]
+        command = [sys.executable, "-m", module, name, model, count, str(batch), folder]
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed in stop)
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=os.environ | limits

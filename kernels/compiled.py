@@ -27,6 +27,7 @@ from effnet_np.kernels.cores import default_threads
 from effnet_np.kernels.overflow import largest_pixel
 from effnet_np.kernels.plan import pack, plan
 from effnet_np.kernels.pool import Pool
+from effnet_np.kernels.resize import resize
 from effnet_np.kernels.target import CPU_NAME, WIDTH
 from effnet_np.layer_specs import layer_specs
 from effnet_np.model import EfficientNetForImageClassification
@@ -136,6 +137,7 @@ class CompiledEfficientNet:
             warnings.warn(f"{reason}: the NumPy model answers instead of the kernels", stacklevel=3)
             self._reference = model
             return
+        self.resize = resize  # of pictures, as Pillow's
         self._lanes: dict[int, list[CompiledEfficientNet]] = {}
         self._reset()
 

@@ -11,11 +11,14 @@ tile's sums stay in registers over all taps and channels. What others unfold fir
 never written: the map's own rows are read, K * K times, while they are near. Three things make them lie as the product wants:
 
 1. *Rows with their zeros.* A task copies the rows that its next output rows look at into its scratch, with the zeros beside
-   them, as depthwise.py does; rows above and below the map are one row of zeros. For 24 channels and more it is 2% of the work.
+   them, as depthwise.py does; rows above and below the map are one row of zeros. That is a load and a store for a register
+   of input, for which the product then takes 9 * 16 * 3 / 2 cycles (3 x 3, stride 1, a group of 3 blocks of outputs).
 2. *Lists of addresses*, one of rows and one of columns. Where tap (i, j) begins is the sum of a number of each, so one piece of
    code does all kernel sizes and strides.
 3. *With stride 2, even and odd columns apart.* The columns that neighbouring outputs look at through one tap then lie beside
    each other, as with stride 1.
+
+A 3 x 3 convolution of stride 1 has a quicker way, in winograd.py: plan.py takes it where it pays.
 """
 
 from __future__ import annotations
@@ -42,10 +45,9 @@ from effnet_np.kernels.product import (
     panel_at,
     start_sums,
 )
-from effnet_np.kernels.project import fills_half
 from effnet_np.kernels.record import Activation, Address, Bytes, Count, Function, Map, Real, Step
 from effnet_np.kernels.simd import int64, load, njit, splat, staged, store, store_int
-from effnet_np.kernels.target import BYTES, UNIT, WIDTH
+from effnet_np.kernels.target import BYTES, UNIT, VECTORS, WIDTH
 from effnet_np.kernels.tiling import (
     Ahead,
     ahead_of,
@@ -91,7 +93,6 @@ class Fused(Step):
     ring: Ring
     phase: Bytes  # in a row of the ring, from the columns of one remainder by the stride to those of the next
     chunk: Count  # output rows that are made at a time
-    half: Count  # 1 where the last block of outputs fills at most half a register
     target: Map
     whole: Count  # 1 where this is the whole block:
     residual: Address  # then of a map like the target that is added, or None,
@@ -168,7 +169,6 @@ def plan(net, spec, source: FeatureMap, target: FeatureMap, residual: FeatureMap
         ring=ring,
         phase=phase,
         chunk=chunk,
-        half=int(fills_half(target.channels)),
         target=target.map,
         whole=int(whole),
         residual=residual.map.address if residual else None,
@@ -195,9 +195,9 @@ def plan_rows(window: Window, blocks: int, most: int) -> tuple[int, Ring, int]:
 def _tiles(code, shape, count, taps, panel, target, ahead, activation):
     """`shape.rows` times `count` tiles of `shape.pixels` positions each. Gives how far `ahead` has got."""
     coming = code.variable(ahead.address)
-    limits = [[limit, limit.low_half()] for limit in (code.splat(activation.low), code.splat(activation.high))]
-    for halves in code.switch(shape.halves, HEIGHTS):
-        lanes = [WIDTH] * (halves // 2) + [WIDTH // 2] * (halves % 2)
+    low, high = code.splat(activation.low), code.splat(activation.high)
+    for halves in code.switch(shape.halves, range(2, 2 * VECTORS + 1, 2)):  # whole registers: few stages have half a one here
+        lanes = [WIDTH] * (halves // 2)
         for positions in code.switch(shape.pixels, range(1, HEIGHTS[halves] + 1)):
             with code.loop(shape.rows) as y, code.loop(count) as number:
                 moved = taps.moved + number * (positions * BYTES)
@@ -211,10 +211,9 @@ def _tiles(code, shape, count, taps, panel, target, ahead, activation):
                 to = target.address + number * (positions * BYTES) + y * target.row
                 for mode in code.switch(activation.code, FUSED):
                     for v in range(len(lanes)):
-                        half = lanes[v] < WIDTH
                         for p in range(positions):
-                            x = fused(code, mode, sums[p][v].get(), limits[0][half], limits[1][half])
-                            code.store(to + v * target.plane, x.widened() if half else x, p * BYTES)
+                            x = fused(code, mode, sums[p][v].get(), low, high)
+                            code.store(to + v * target.plane, x, p * BYTES)
     return coming.get()
 
 
@@ -228,7 +227,7 @@ def taps_product(shape, taps, panel, target, ahead, activation):
             moved = Taps(taps.rows, taps.columns, first * BYTES, taps.kernel, taps.stride, taps.units, taps.plane)
             line = _tiles(tile, count, moved, panel, map_at(target, 0, first), Ahead(line, ahead.end), now)
     if now.code != activation.code:
-        second_pass(activation, target, (shape.halves + 1) // 2, shape.rows, shape.pixels, splat(ZERO))
+        second_pass(activation, target, shape.halves // 2, shape.rows, shape.pixels, splat(ZERO))
 
 
 # -- the kernel --------------------------------------------------------------------------------------------------------
@@ -277,9 +276,6 @@ def finish_block(step, share, first, pixels):
 def fused_conv(step, task, scratch):
     """Chunk by chunk: copies the rows that the next output rows look at, and multiplies."""
     share, window = share_of(step.cut, task), step.window
-    halves = 2 * share.vectors
-    if share.group == step.cut.groups - 1:
-        halves -= step.half
     columns, rows = scratch, scratch + ceil_div(8 * window.kernel, 64) * 64
     ring = Ring(scratch + lists_bytes(step.chunk, window), step.ring.slots, step.ring.row, step.ring.plane, 0)
     zero(ring.address, ceil_div(step.units * UNIT, WIDTH) * ring.plane // BYTES)
@@ -297,7 +293,15 @@ def fused_conv(step, task, scratch):
         made = max(made, needed)
         list_rows(rows, ring, window, first, (last - y - 1) * window.stride + window.kernel)
         target = map_at(step.target, share.first_block, y * window.out_width)
-        taps_product(step.taps_product, Shape(halves, last - y, window.out_width), taps, matrix, target, ahead, step.activation)
+        taps_product(
+            step.taps_product,
+            Shape(2 * share.vectors, last - y, window.out_width),
+            taps,
+            matrix,
+            target,
+            ahead,
+            step.activation,
+        )
         if step.whole:
             finish_block(step, share, y * window.out_width, (last - y) * window.out_width)
         y = last

@@ -110,10 +110,10 @@ def _machine():
 
 def _registered(part: str) -> list:
     """The native functions of a part."""
-    from effnet_np.kernels import native, plan, program  # noqa: F401  (they register)
+    from effnet_np.kernels import native, plan, program, resample  # noqa: F401  (they register)
 
     if part == TRAINING:
-        from effnet_np.kernels.training import network  # noqa: F401
+        from effnet_np.kernels.training import network, optimize  # noqa: F401
 
     inside = f"{__package__}.{TRAINING}."
     return [kernel for kernel in native.REGISTRY if kernel.function.__module__.startswith(inside) == (part == TRAINING)]

@@ -16,6 +16,7 @@ from effnet_np.kernels.table import CLAMPS
 from effnet_np.layer_specs import layer_specs
 
 LIMIT = float(np.finfo(np.float32).max) / 2  # half of it, for rounding
+WINOGRAD_GAIN = 256.0  # more than the transforms of winograd.py can make of that sum, which is 238 times it
 
 
 def largest_pixel(state: dict[str, np.ndarray], config) -> float:
@@ -29,6 +30,7 @@ def largest_pixel(state: dict[str, np.ndarray], config) -> float:
         array = state.get(f"{layer.name}.{tensor}", state.get(f"{layer.name.removeprefix('efficientnet.')}.{tensor}"))
         return 0.0 if array is None else np.abs(array).reshape(len(array), -1).sum(1, dtype=np.float64)
 
+    limit = LIMIT / (WINOGRAD_GAIN if config.fused_stages else 1.0)
     # A channel's numbers are at most slope * pixel + reach; slope is 0 behind the stem, whose ReLU6 bounds what it hands on.
     slope, reach, most = np.ones(config.num_channels), np.zeros(config.num_channels), math.inf
     trunk = high  # what the blocks can have handed on so far: all that they have added
@@ -41,6 +43,6 @@ def largest_pixel(state: dict[str, np.ndarray], config) -> float:
         else:
             slope, reach = (weight, bias + 0 * weight) if index == 0 else (0 * weight, weight * trunk + bias)
         with np.errstate(divide="ignore", invalid="ignore"):
-            left = np.where(slope > 0, (LIMIT - reach) / slope, np.where(reach <= LIMIT, math.inf, -math.inf))
+            left = np.where(slope > 0, (limit - reach) / slope, np.where(reach <= limit, math.inf, -math.inf))
         most = min(most, float(left.min()))
     return most

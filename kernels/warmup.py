@@ -10,27 +10,35 @@ from collections.abc import Callable
 from effnet_np.kernels import library
 
 
-def warmup(quiet: bool = False) -> int:
-    """Compile what is not compiled yet, with progress on stderr. Gives the command's exit status, 1 where nothing is kept."""
-    if library.kernels_cached():
-        library.addresses()  # which also notices a damaged file, and compiles then
-        _say(quiet, f"the kernels are compiled already: {library.cache_file()}")
+def warmup(quiet: bool = False, training: bool = False) -> int:
+    """Compile what is not compiled yet, with progress on stderr. Gives the command's exit status, 1 where nothing is kept.
+
+    training: the kernels that learn, too.
+    """
+    return max(_warm(quiet, part) for part in (library.FORWARD, *([library.TRAINING] if training else [])))
+
+
+def _warm(quiet: bool, part: str) -> int:
+    what = "the kernels of training" if part else "the kernels"
+    if library.kernels_cached(part):
+        library.addresses(part=part)  # which also notices a damaged file, and compiles then
+        _say(quiet, f"{what} are compiled already: {library.cache_file(part)}")
         return 0
     started = time.perf_counter()
     progress, end = (None, lambda: None) if quiet else _progress()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        library.addresses(progress)
+        library.addresses(progress, part)
     end()
     for warning in caught:
         print(f"effnet-np: warning: {warning.message}", file=sys.stderr)
     try:
-        kept = library.cache_file().is_file()
+        kept = library.cache_file(part).is_file()
     except OSError:  # no home folder: the warning said so
         kept = False
     if not kept:
         return 1
-    _say(quiet, f"compiled in {time.perf_counter() - started:.0f} s, kept in {library.cache_file()}")
+    _say(quiet, f"compiled in {time.perf_counter() - started:.0f} s, kept in {library.cache_file(part)}")
     return 0
 
 

@@ -624,6 +624,129 @@ newer_attack("tree of 65,535 records", "BTLF", change=resealed(b"BTHD", 24, b"\x
 newer_attack("tree of nodes of nothing", "is of another kind or level", change=resealed(b"BTHD", 6, bytes(4)))(_many)
 
 
+# -- Keras' files, and timm's configuration -----------------------------------------------------------------------------
+
+
+def keras_config(*layers):
+    """A configuration of these layers, (class, name, fields), before a first convolution."""
+    described = [{"class_name": kind, "name": name, "config": fields} for kind, name, fields in layers]
+    described.append({"class_name": "Conv2D", "name": "stem_conv", "config": {}})
+    return json.dumps({"config": {"layers": described}})
+
+
+def keras_weights(**more):
+    """Two layers, by whose names the file is Keras', and more arrays, by place."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file["stem_conv/stem_conv/kernel"] = np.ones((3, 3, 3, 4), np.float32)
+        file["block1a_dwconv/block1a_dwconv/kernel"] = np.ones((3, 3, 4, 1), np.float32)
+        for place, array in more.items():
+            file[place] = array
+    return buffer.getvalue()
+
+
+def keras_zip(config=None, weights=None, method=zipfile.ZIP_STORED, more=(), change=lambda data: data):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of entries with the same name
+        entries = [("config.json", keras_config() if config is None else config)]
+        for name, data in [*entries, ("model.weights.h5", keras_weights() if weights is None else weights), *more]:
+            if data != b"":
+                file.writestr(name, data)
+    return change(buffer.getvalue())
+
+
+def keras_attack(name, words, **options):
+    def build(folder):
+        (folder / "model.keras").write_bytes(keras_zip(**options))
+        return folder / "model.keras"
+
+    attack(words, f"keras: {name}")(build)
+
+
+def keras_h5_attack(name, words, **more):
+    def build(folder):
+        (folder / "model.weights.h5").write_bytes(keras_weights(**more))
+        return folder / "model.weights.h5"
+
+    attack(words, f"keras h5: {name}")(build)
+
+
+def moved(data):
+    """The list of entries says that the weights start 4 GB further on."""
+    at = data.index(b"model.weights.h5", data.index(b"PK\1\2")) - 46
+    return data[: at + 42] + b"\xf0\xff\xff\xff" + data[at + 46 :]
+
+
+def flipped(data):
+    at = data.index(b"stem_conv", data.index(b"model.weights.h5"))
+    return data[:at] + b"X" + data[at + 1 :]
+
+
+keras_attack("not a zip", "is not a readable .keras file", change=lambda data: b"x" * 100)
+keras_attack("cut off", "is not a readable .keras file", change=lambda data: data[:-300])
+keras_attack("compressed", "config.json is compressed or encrypted", method=zipfile.ZIP_DEFLATED)
+keras_attack("no weights", "it holds no model.weights.h5", weights=b"")
+keras_attack("no configuration", "it holds no config.json", config=b"")
+keras_attack("two of one name", "two of one name", more=[("config.json", "{}")])
+keras_attack("10,000 entries", "more than 100 entries", more=[(f"{n}", "x") for n in range(10_000)])
+keras_attack("entry behind the end", "is not where the list|ends after|not a readable .keras", change=moved)
+keras_attack("a byte changed", "model.weights.h5 does not have the checksum", change=flipped)
+keras_attack("configuration of 3 MB", "larger than 2097152 bytes", config="{" + " " * 3_000_000 + "}")
+keras_attack("configuration of brackets", "more than 200000 objects", config='{"a": [' + "[]," * 300_000 + "[]]}")
+keras_attack("configuration nested deep", "valid JSON|more than 20 deep", config='{"a":' * 5000 + "1" + "}" * 5000)
+keras_attack("configuration is a list", "must hold a JSON object", config="[]")
+keras_attack("no layers", "lists no layers", config='{"config": {"layers": 5}}')
+keras_attack("a layer without a class", "a layer without a class or a name", config='{"config": {"layers": [{"config": {}}]}}')
+keras_attack("weights that are no HDF5", "is not a readable HDF5", weights=b"PK" * 100)
+keras_attack(
+    "rescaling by nothing", "numbers that cannot be", config=keras_config(("Rescaling", "r", {"scale": 0, "offset": 0}))
+)
+keras_attack("rescaling by a text", "something else than numbers", config=keras_config(("Rescaling", "r", {"scale": "x"})))
+keras_attack("rescaling by a list", "7 numbers, where 1 or 3", config=keras_config(("Rescaling", "r", {"scale": [1] * 7})))
+keras_attack(
+    "negative variance", "numbers that cannot be", config=keras_config(("Normalization", "n", {"mean": 0, "variance": -1}))
+)
+keras_h5_attack("one name twice", "holds stem_conv.kernel twice", **{"x/stem_conv/kernel": np.ones(3, np.float32)})
+keras_h5_attack("not a network of Keras", "is a checkpoint of Keras.*of none of its networks")
+keras_h5_attack(
+    "statistics of a million",
+    "its layer Normalization is not one of 3 channels",
+    **{f"normalization/normalization/{key}": np.ones(1_000_000, np.float32) for key in ("mean", "variance")},
+)
+keras_h5_attack("layers by number alone", "does not say which layer", **{"layers/conv2d/vars/0": np.ones(3, np.float32)})
+keras_h5_attack("layers elsewhere", linked, **{"layers": h5py.SoftLink("/etc")})
+keras_h5_attack("layers in another file", linked, **{"layers": h5py.ExternalLink("/etc/passwd", "/")})
+
+
+def timm_attack(name, words, **fields):
+    def build(folder):
+        described = {"architecture": "tf_efficientnet_b0", "pretrained_cfg": TIMM_PRETRAINED | fields.pop("pretrained", {})}
+        (folder / "config.json").write_text(json.dumps(described | fields))
+        state = {
+            "conv_stem.weight": np.ones((4, 3, 3, 3), np.float32),
+            "blocks.0.0.conv_dw.weight": np.ones((4, 1, 3, 3), "f4"),
+        }
+        (folder / "model.safetensors").write_bytes(save(state))
+        return folder
+
+    attack(words, f"timm: {name}")(build)
+
+
+TIMM_PRETRAINED = {"input_size": [3, 224, 224], "mean": [0.5] * 3, "std": [0.5] * 3}
+timm_attack("another network", "has no architecture 'resnet50' that is known", architecture="resnet50")
+timm_attack("architecture is a list", "its architecture is not a text", architecture=["b0"])
+timm_attack("a network of 480 million numbers", "describes a network of 4[78].* numbers", architecture="tf_efficientnet_l2")
+timm_attack("pretrained_cfg is a text", "its pretrained_cfg is not an object", pretrained_cfg="x")
+timm_attack("input of a terapixel", "its input_size must be", pretrained={"input_size": [3, 1 << 20, 1 << 20]})
+timm_attack("input that is no list", "its input_size must be", pretrained={"input_size": "big"})
+timm_attack("crop_pct of nothing", "its crop_pct must be a number from 0.1 to 1", pretrained={"crop_pct": 1e-9})
+timm_attack("crop_mode unknown", "is not known here", pretrained={"crop_mode": "border"})
+timm_attack("interpolation is a list", "is not known here", pretrained={"interpolation": ["bicubic"]})
+timm_attack("a billion classes", "num_labels must be a whole number", num_classes=10**9)
+timm_attack("mean of a million", "describes a network", pretrained={"mean": [0.5] * 1000})
+
+
 h5_attack("no version", "was not written by effnet_np", version=None)(None)
 h5_attack("version from the future", "newer than the 1 known here: upgrade", version=2)(None)
 h5_attack("version zero", "format_version is not a whole number of at least 1", version=0)(None)

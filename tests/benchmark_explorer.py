@@ -1,12 +1,14 @@
-"""How quick the explorer is, and how much memory its server takes: python tests/benchmark_explorer.py
+"""How quick the explorer is, and its server's memory: python tests/benchmark_explorer.py [screen] [lite0] [b4] [pictures]
 
 Times are taken at the page in Chromium where it says "on screen", and at the server's socket where it says "answered". The
-kernels should be warm (`effnet-np warmup`), and the machine idle. B4 has random weights that keep activations alive.
+kernels should be warm (`effnet-np warmup`), and the machine idle. B4 has random weights that keep activations alive. At the
+socket each question is asked of three pictures, and its least time counts: "median" and "most" are over the questions.
 """
 
 import http.client
 import io
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -38,7 +40,11 @@ class Explorer:
         self.connection = http.client.HTTPConnection(self.place.netloc)
 
     def __enter__(self):
-        opened = self.ask("open")
+        try:
+            opened = self.ask("open")
+        except OSError:
+            self.__exit__()
+            raise
         self.about = {"model": opened["models"][0], "picture": opened["first"]}
         return self
 
@@ -48,8 +54,9 @@ class Explorer:
 
     def ask(self, question, /, **query):
         self.connection.request("GET", f"{self.place.path}api/{question}?{urlencode(query)}")
-        body = self.connection.getresponse().read()
-        return json.loads(body) if body[:1] == b"{" else body
+        response = self.connection.getresponse()
+        body = response.read()
+        return json.loads(body) if "json" in response.headers["content-type"] else body
 
     def send(self, data):
         self.connection.request("POST", f"{self.place.path}api/picture?name=x", data, {"Origin": f"http://{self.place.netloc}"})
@@ -62,6 +69,11 @@ class Explorer:
                 return int(line.split()[1]) / 1024
         raise KeyError(which)
 
+    def cpu(self):
+        """Seconds of CPU so far."""
+        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
     def operations(self):
         return [each for part in self.ask("network", **self.about)["parts"] for each in part["operations"]]
 
@@ -72,35 +84,48 @@ def timed(function, *arguments, **options):
     return 1000 * (time.perf_counter() - began)
 
 
-def told(what, milliseconds, goal=None):
+def told(what, milliseconds, goal=None, cpu=None):
     line = f"{what:64} median {statistics.median(milliseconds):7.1f} ms, most {max(milliseconds):7.1f} ms"
+    line += f"; the server's CPU, mean {cpu:6.1f} ms" if cpu else ""
     print(line + (f"   (goal: {goal} ms)" if goal else ""), flush=True)
 
 
-def layers_and_numbers(explorer):
-    """Every operation once: its statistics and all of its channels; and a number of it."""
-    channels, numbers = [], []
-    for operation in explorer.operations():
-        query = {**explorer.about, "name": operation["name"]}
-        count, height, width = (*operation["shape"], 1, 1)[:3]
-        first = ",".join(map(str, range(min(count, 60))))  # more are not in sight at once
+def rounds(explorer, function, every):
+    """The function's list of milliseconds for each of three pictures -> the least of each question, and CPU a question."""
+    found, cpu, operations = [], 0.0, explorer.operations()[::every]
+    for name in ("chelsea.png", "coffee.png", "rocket.jpg"):
+        about = {**explorer.about, "picture": explorer.send((CHELSEA.parent / name).read_bytes())}
+        explorer.ask("answer", **about)
+        explorer.ask("answer", **about, changes="grey:0.1")  # the kernels' plan is made
+        before = explorer.cpu()
+        found.append(function(explorer, about, operations))
+        cpu += explorer.cpu() - before
+    return np.min(found, axis=0).tolist(), 1000 * cpu / np.size(found)
+
+
+def layers(explorer, about, operations):
+    """Statistics, and the channels that are in sight at once."""
+    milliseconds = []
+    for operation in operations:
+        query = {**about, "name": operation["name"]}
+        first = ",".join(map(str, range(min(operation["shape"][0], 60))))
         began = time.perf_counter()
         explorer.ask("layer", **query)
         explorer.ask("planes", **query, channels=first)
-        channels.append(1000 * (time.perf_counter() - began))
-        numbers.append(timed(explorer.ask, "number", **query, at=f"{count // 2},{height // 2},{width // 2}"))
-    return channels, numbers
-
-
-def what_if(explorer):
-    """A channel silenced at the end of each block, and in each block's first layer."""
-    milliseconds = []
-    operations = explorer.operations()
-    for operation in operations:
-        if operation["name"].endswith(("expand_act", "project_bn", "embeddings.activation")):
-            change = f"silence:{operation['name']}:3"
-            milliseconds.append(timed(explorer.ask, "answer", **explorer.about, changes=change))
+        milliseconds.append(1000 * (time.perf_counter() - began))
     return milliseconds
+
+
+def numbers(explorer, about, operations):
+    """One in the middle of each operation."""
+    places = [(each["name"], [side // 2 for side in (*each["shape"], 1, 1)[:3]]) for each in operations]
+    return [timed(explorer.ask, "number", **about, name=name, at=",".join(map(str, at))) for name, at in places]
+
+
+def what_if(explorer, about, operations):
+    """A channel of each silenced, but of the scores."""
+    names = [each["name"] for each in operations if each["kind"] != "softmax"]
+    return [timed(explorer.ask, "answer", **about, changes=f"silence:{name}:2") for name in names]
 
 
 def on_screen():
@@ -172,24 +197,33 @@ def pictures(explorer, count=200):
     print(f"{'server memory after 50, 100, 150, 200 pictures':64} {', '.join(f'{size:.0f}' for size in sizes)} MB")
 
 
+def served(name, goals, every, *arguments):
+    """Every n-th operation's channels, number and change at the socket, and the memory that the server took for them."""
+    with Explorer(CHELSEA, *arguments) as explorer:
+        questions = {"a layer's statistics and 60 channels": layers, "a number's sum": numbers, "what if": what_if}
+        for (what, function), goal in zip(questions.items(), goals, strict=True):
+            milliseconds, cpu = rounds(explorer, function, every)
+            told(f"answered: {what}, {name}", milliseconds, goal, cpu)
+        print(f"{f'server memory, at most, {name}':64} {explorer.memory('VmHWM'):14.0f} MB", flush=True)
+
+
 def main():
-    if BROWSER is None:
+    wanted = sys.argv[1:] or ["screen", "lite0", "b4", "pictures"]
+    print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
+    if "screen" in wanted and BROWSER is None:
         print("no browser: apt-get install chromium; what is on screen is not measured")
-    else:
+    elif "screen" in wanted:
         on_screen()
-    with tempfile.TemporaryDirectory() as folder, Explorer(CHELSEA) as lite0:
-        for name, explorer, goals in (("Lite0", lite0, (200, 100, 50)), ("B4", None, (None, None, 300))):
-            if explorer is None:
-                random_b4(folder)
-                explorer = Explorer(CHELSEA, "--model", folder).__enter__()
-            channels, numbers = layers_and_numbers(explorer)
-            told(f"answered: a layer's statistics and 60 channels, {name}", channels, goals[0])
-            told(f"answered: a number's sum, {name}", numbers, goals[1])
-            explorer.ask("answer", **explorer.about, changes="grey:0.1")  # the kernels' plan is made
-            told(f"answered: what if, {name}", what_if(explorer), goals[2])
-            print(f"{f'server memory, at most, {name}':64} {explorer.memory('VmHWM'):14.0f} MB")
-        explorer.__exit__()
-        pictures(lite0)
+    if "lite0" in wanted:
+        served("Lite0", (200, 100, 50), 2)
+    if "b4" in wanted:
+        with tempfile.TemporaryDirectory() as folder:
+            random_b4(folder)
+            served("B4", (None, None, 300), 9, "--model", folder)
+    if "pictures" in wanted:
+        with Explorer(CHELSEA) as explorer:
+            pictures(explorer)
+    print(f"load average {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

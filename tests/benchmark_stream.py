@@ -190,13 +190,13 @@ def limit(names: list[str]) -> dict[str, float]:
     from effnet_np.inference.stream import load_pixels
 
     runner = get_runner("lite0", "numba", 1)
-    processor = runner.image_processor
+    processor, resize = runner.image_processor, getattr(runner, "resize", None)
     best: dict[str, float] = {}
     for _ in range(3):
         clock = [time.process_time()]
         pixels = [load_pixels(runner, name) for name in names]
         clock.append(time.process_time())
-        inputs = [processor([array], input_data_format="channels_last")["pixel_values"][0] for array in pixels]
+        inputs = [processor.network_input(array, resize) for array in pixels]
         clock.append(time.process_time())
         for values in inputs:
             runner(values[None])

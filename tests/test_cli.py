@@ -35,6 +35,18 @@ def here(capsys, monkeypatch):
     return call
 
 
+def test_no_command_lists_the_commands(here):
+    status, out, error = here()
+    assert (status, out) == (2, "")
+    assert "finetune" in error
+
+
+def test_explain_refuses_the_name_before_it_works(here, tmp_path):
+    status, _, error = here("explain", tmp_path / "no-such-picture.png", "-o", tmp_path / "why.txt")
+    assert status == 1
+    assert "the picture's name must end in .png" in error
+
+
 def test_classify_for_people():
     done = run("classify", CHELSEA, "--top-k", 2, "--backend", "numpy")
     assert done.returncode == 0, done.stderr

@@ -633,6 +633,38 @@ def test_nan_and_infinity_never_pass(golden, bad, side):
     assert result.hints
 
 
+def test_where_in_a_layer(golden):
+    """What somebody who ports looks for: which channel, which row, and both numbers at the worst place."""
+    name = f"{BLOCKS}.5.expansion.expand_act"
+    channel, row, pixel = golden[name].copy(), golden[name].copy(), golden[name].copy()
+    channel[:, 3] *= -1
+    row[..., -1, :] = 0
+    pixel[0, 1, 2, 0] += 1000
+    notes = [compare(altered(golden, **{name: array}), golden).first_divergence.note for array in (channel, row, pixel)]
+    assert f"only 1 of {channel.shape[1]} channels differ: 3" in notes[0]
+    assert "rows" not in notes[0]
+    assert f"only 1 of {row.shape[2]} rows differ: {row.shape[2] - 1}" in notes[1]
+    assert notes[2].startswith(f"the largest error at (0, 1, 2, 0): ours {pixel[0, 1, 2, 0]:.6g}, the reference -0.198621")
+    assert "channels differ: 1; only 1 of" in notes[2]
+    everything = compare(golden, altered(golden, **{name: golden[name] * np.float32(1.1)})).first_divergence.note
+    assert "only" not in everything
+
+
+def test_one_nan_is_no_missing_eps(golden):
+    """Another channel's running variance is 0, which says nothing of this one."""
+    name = f"{BLOCKS}.5.expansion.expand_bn"
+    array = golden[name].copy()
+    array[0, 1, 2, 0] = np.nan
+    weights = dict(golden.weights)
+    weights[f"{name}.running_var"] = np.where(np.arange(array.shape[1]) == 2, np.float32(0), weights[f"{name}.running_var"])
+    reference = Trace.of(dict(golden.items()), golden.inputs, weights)
+    hints = compare(altered(golden, **{name: array}), reference).hints
+    assert not any("eps" in hint for hint in hints), hints
+    array[:, 2] = np.nan
+    array[0, 1, 2, 0] = 0
+    assert any("a running variance is zero" in hint for hint in compare(altered(golden, **{name: array}), reference).hints)
+
+
 def test_nan_made_by_a_missing_eps_is_explained(tiny, plant):
     """Real checkpoints have channels that never fire: their running variance is 0."""
     theirs, ours, image = tiny

@@ -127,6 +127,12 @@ def test_unknown_keys_are_kept_and_known_ones_overridden():
     assert fields["dropout_rate"] == 0.5  # the caller's dictionary is not changed
 
 
+def test_fields_that_are_nearly_right():
+    near = r"ignore_mismatched_size \(do you mean ignore_mismatched_sizes\?\), use_safetensors: leave it out"
+    with pytest.raises(TypeError, match=near):
+        effnet_np.EfficientNetConfig.from_pretrained("lite0", ignore_mismatched_size=True, use_safetensors=True)
+
+
 def test_labels():
     config = effnet_np.EfficientNetConfig.from_dict(effnet_np.EfficientNetConfig.preset("b0").to_dict(), num_labels=3)
     assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import effnet_np
+from effnet_np.cli import main
 from effnet_np.hf_config import imagenet_labels
 from effnet_np.inference import metrics
-from effnet_np.inference.evaluate import evaluate
+from effnet_np.inference.evaluate import _Judge, evaluate
 from effnet_np.inference.labelled import read_labelled
 from effnet_np.weights import wordnet_ids
 
@@ -46,14 +47,14 @@ def test_wilson_of_nothing_says_nothing():
     assert math.isnan(metrics.Rate(0, 0).value)
 
 
-@pytest.mark.parametrize("counts", [(0, 0), (1, 0), (0, 5), (3, 12), (10, 10), (40, 62), (480, 520), (300, 701)])
+@pytest.mark.parametrize("counts", [(0, 0), (1, 0), (0, 5), (3, 12), (10, 10), (40, 62), (480, 520), (490, 531)])
 def test_mcnemar_against_scipy(counts):
     one, other = counts
     if one + other <= metrics.EXACT:
         expected = scipy_stats.binomtest(one, one + other, 0.5).pvalue if one + other else 1.0
     else:
         expected = scipy_stats.chi2.sf((abs(one - other) - 1) ** 2 / (one + other), 1)
-    assert metrics.mcnemar(one, other) == pytest.approx(expected, rel=1e-9)
+    assert metrics.mcnemar(one, other) == pytest.approx(expected, rel=1e-9, abs=0)
     assert metrics.mcnemar(other, one) == metrics.mcnemar(one, other)
 
 
@@ -205,6 +206,13 @@ def test_how_folders_are_named(flowers, tmp_path, names, naming, truth):
     )
 
 
+def test_labels_that_are_numbers_are_labels(tmp_path):
+    """Digits, whose folders sort as texts: "10" is class 2."""
+    config = tiny_config(id2label=dict(enumerate(["0", "1", "10", "2", "3"])))
+    found = read_labelled(folder_of(tmp_path, ["1", "10", "2"]), config)
+    assert (found.naming, found.truth) == ("label", [1, 2, 3])
+
+
 def test_imagenets_folders(tmp_path):
     config = effnet_np.EfficientNetConfig.preset("b0", id2label=imagenet_labels())
     found = read_labelled(folder_of(tmp_path, ["n02123159", "n07920052"]), config)
@@ -313,6 +321,27 @@ def test_real_predictions_against_classify_and_numpy(real, photographs):
     np.testing.assert_allclose(real.loss, -logs[np.arange(4), truth], rtol=1e-12)
     np.testing.assert_allclose(real.confidence, np.exp(logs).max(axis=1), rtol=1e-12)
     assert real.temperature == metrics.fit_temperature(logits, np.array(truth))
+
+
+def test_made_predictions_by_hand(made):
+    """All rates of an evaluation from logits, with other means: ranks by counting, probabilities by scipy."""
+    from scipy.special import softmax
+
+    logits, truth = made
+    judge = _Judge(7, calibrate=True)
+    for number in range(400):
+        judge.take(str(number), int(truth[number]), logits[number])
+    result = judge.result("made", "here", "index", {n: str(n) for n in range(7)}, 1.0, [])
+    rank = (logits > logits[np.arange(400), truth][:, None]).sum(axis=1)
+    assert (result.top1.right, result.top5.right, result.top1.total) == (int((rank == 0).sum()), int((rank < 5).sum()), 400)
+    np.testing.assert_allclose(
+        result.top1.interval, scipy_stats.binomtest(result.top1.right, 400).proportion_ci(method="wilson")
+    )
+    scores = softmax(logits.astype(float), axis=1)
+    np.testing.assert_allclose(result.confidence, scores.max(axis=1), rtol=1e-12)
+    assert result.cross_entropy == pytest.approx(-np.log(scores[np.arange(400), truth]).mean(), rel=1e-12)
+    assert result.calibration_error == metrics.calibration_error(metrics.reliability(scores.max(axis=1), rank == 0))
+    assert result.temperature == metrics.fit_temperature(logits, truth)
 
 
 def test_what_is_expected_of_these_photographs(real):
@@ -469,3 +498,56 @@ def test_refusals(flowers, tmp_path):
     with pytest.raises(ValueError, match=r"must end in .json, .html or .txt, got report.pdf"):
         result.save(tmp_path / "report.pdf")
     assert result.top5 is None
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command(photographs, tmp_path, capsys):
+    report = tmp_path / "report.html"
+    assert main(["evaluate", str(photographs), "--backend", "numpy", "--calibrate", "-o", str(report)]) == 1  # torn.png
+    said = capsys.readouterr()
+    assert "top-1    50.0%" in said.out
+    assert "temperature" in said.out
+    assert said.err.count("\n") == 2
+    assert "1 could not be judged" in said.err
+    assert report.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_two_backends_as_json(photographs, capsys):
+    """The kernels and NumPy: the same answers, and the report says which is which."""
+    assert main(["evaluate", str(photographs), "--backend", "numpy", "--backend", "numba", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert [run["model"] for run in report["models"]] == ["lite0 (numpy)", "lite0 (numba)"]
+    assert (report["compared"]["both"], report["compared"]["neither"]) == (2, 2)
+    assert report["compared"]["mcnemar_p"] == 1
+    one, other = (run["cross_entropy"] for run in report["models"])
+    assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "a", "--model", "b", "--model", "c"], "two are compared, no more"),
+        (["-o", "report.pdf"], "must end in .json, .html or .txt, got report.pdf"),
+    ],
+)
+def test_wrong_calls(photographs, arguments, words, capsys):
+    assert main(["evaluate", str(photographs), *arguments]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_a_list_and_a_model_of_ones_own(flowers, tmp_path, capsys):
+    """As a fine-tuned model has them: its own names, from its folder."""
+    flowers.save_pretrained(tmp_path / "model")
+    flowers.image_processor.save_pretrained(tmp_path / "model")
+    (tmp_path / "a.png").write_bytes(CHELSEA.read_bytes())
+    (tmp_path / "b.png").write_bytes(COFFEE.read_bytes())
+    answers = effnet_np.classify([tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "model", backend="numpy")
+    label = answers[0][0]["label"]
+    (tmp_path / "list.csv").write_text(f'file,label\na.png,"{label}"\nb.png,tulip\n')
+    expected = 1 + (answers[1][0]["label"] == "tulip")
+    command = ["evaluate", str(tmp_path / "list.csv"), "--model", str(tmp_path / "model"), "--backend", "numpy", "--json"]
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["top1"]["right"], report["top1"]["total"], report["top5"]) == (expected, 2, None)

@@ -280,6 +280,22 @@ def test_accessibility(browser, explorer, axe, scheme, width):
     context.close()
 
 
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("#layer=nonsense", "no layer 'nonsense'"),
+        (f"#layer={BLOCK4}&channel=40", "has channels 0 to 39"),
+        (f"#layer={BLOCK4}&channel=1&y=99&x=0", "has no place"),
+        ("#picture=0123456789abcdef", "no longer held"),
+        ("#changes=drop:table", "a change is"),
+    ],
+)
+def test_an_address_that_leads_nowhere_says_so(page, explorer, address, sentence):
+    page.open(explorer.address + address)
+    assert sentence in page.text("#status.error")
+    page.messages.clear()  # the browser itself notes that the server said no
+
+
 def test_by_keyboard_alone(page):
     """From the map to a number, without a mouse."""
     page.page.focus("#map button[tabindex='0']")

@@ -89,14 +89,14 @@ def blocks_of(model):
     return [block for stage in stages for block in stage]
 
 
-def check(library, name, size, tmp_path):
+def check(library, name, size, tmp_path, compiled=False):
     """Its file is read; every block and the logits are the library's. Gives the largest error, of the largest number."""
     model = make(library, name)
     torch.save(model.state_dict(), tmp_path / "model.pth")
     ours = Classifier.from_pretrained(tmp_path / "model.pth", architecture=name)
     x = noise(size)
     logits, blocks = run(model, x, blocks_of(model))
-    output = ours(x, output_hidden_states=True)
+    output = (effnet_np.compile(ours) if compiled else ours)(x, output_hidden_states=True)
     pairs = [(f"block {index}", *pair) for index, pair in enumerate(zip(output.hidden_states[1:], blocks, strict=True))]
     return max(assert_same(a, b, f"{library} {name} {what}") for what, a, b in [*pairs, ("logits", output.logits, logits)])
 
@@ -104,6 +104,11 @@ def check(library, name, size, tmp_path):
 @pytest.mark.parametrize(("library", "name", "size"), SHORT)
 def test_every_block_and_the_logits(library, name, size, tmp_path):
     check(library, name, size, tmp_path)
+
+
+@pytest.mark.parametrize(("library", "name", "size"), [SHORT[2], SHORT[5], SHORT[7], SHORT[10]])
+def test_compiled(library, name, size, tmp_path):
+    check(library, name, size, tmp_path, compiled=True)
 
 
 # -- which network it is ----------------------------------------------------------------------------------------------
@@ -293,7 +298,7 @@ def test_preprocessing_is_torchvisions():
             np.testing.assert_allclose(ours(load_image(path), return_tensors="np")["pixel_values"][0], theirs, atol=1e-6)
 
 
-if __name__ == "__main__":  # the long list: python tests/test_families_checkpoints.py
+if __name__ == "__main__":  # the long list, NumPy and compiled: python tests/test_families_checkpoints.py
     import pathlib
     import tempfile
     import time
@@ -303,5 +308,8 @@ if __name__ == "__main__":  # the long list: python tests/test_families_checkpoi
             continue
         start = time.time()
         with tempfile.TemporaryDirectory() as folder:
-            error = (check if len(case) == 3 else check_keras)(*case, pathlib.Path(folder))
-        print(*case, f"{error:.1e}", f"{time.time() - start:.1f} s", flush=True)
+            place = pathlib.Path(folder)
+            errors = (
+                [check(*case, place), check(*case, place, compiled=True)] if len(case) == 3 else [check_keras(*case, place)]
+            )
+        print(*case, *(f"{error:.1e}" for error in errors), f"{time.time() - start:.1f} s", flush=True)

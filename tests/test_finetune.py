@@ -306,7 +306,9 @@ def test_what_is_refused_is_named_and_the_rest_goes_on(photos, tmp_path):
     (folder / "blue" / ".hidden.png").write_bytes(whole)
     (folder / "alone").mkdir()
     (folder / "alone" / "only.png").write_bytes(whole)
+    (folder / "loose.png").write_bytes(whole)
     dataset = read_folder(folder, split=0.3)
+    assert "1 pictures lie beside the folders of the classes" in str(dataset)
     assert dataset.classes == ["alone", "blue", "green", "red"]
     assert (len(dataset.train), len(dataset.val)) == (1 + 3 * 4, 3 * 2)
     assert {os.path.basename(path) for path, _ in dataset.refused} == {"torn.png", "notes.txt"}

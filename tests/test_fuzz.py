@@ -28,7 +28,17 @@ def test_a_few_inputs_of_each_reader(tmp_path):
     done = fuzz("--inputs", "100", "--start", "0", folder=tmp_path / "defects")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split() for line in done.stdout.splitlines()[1:]]
-    assert [row[0] for row in rows] == ["torch", "safetensors", "h5", "json", "pictures", "classify", "trace", "compare"]
+    assert [row[0] for row in rows] == [
+        "torch",
+        "safetensors",
+        "h5",
+        "keras",
+        "json",
+        "pictures",
+        "classify",
+        "trace",
+        "compare",
+    ]
     for _, _, inputs, accepted, refused, defects, _ in rows:
         assert (int(inputs), int(accepted) + int(refused), int(defects)) == (100, 100, 0)
         assert int(refused) > 20

@@ -110,15 +110,10 @@ def test_batch_norm_with_the_batchs_statistics(offset):
 
 @pytest.mark.parametrize("scale", [0.1, 3.0, 100.0])
 def test_activations(scale):
-    theirs = {
+    theirs = {name: getattr(F, name, None) for name in ops.ACTIVATIONS if name != "silu"} | {  # the same function as swish
         "sigmoid": torch.sigmoid,
         "swish": F.silu,
-        "relu": F.relu,
-        "relu6": F.relu6,
-        "gelu": F.gelu,
         "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-        "selu": F.selu,
-        "mish": F.mish,
         "softplus": F.softplus,
         "erf": torch.erf,
     }

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("llvmlite")
 pytest.importorskip("numba")
 
-from effnet_np import EfficientNetConfig, EfficientNetForImageClassification, EfficientNetModel
+from effnet_np import EfficientNetConfig, EfficientNetForImageClassification, EfficientNetModel, ops
 from effnet_np.kernels import library, table
 from effnet_np.kernels.compiled import CompiledEfficientNet as compile_model
 from effnet_np.layer_specs import layer_specs
@@ -102,7 +102,7 @@ VARIANTS = {
         "kernel_sizes": [3], "in_channels": [32], "out_channels": [16], "strides": [1], "num_block_repeats": [3],
         "expand_ratios": [1],
     },
-    **{f"activation {name}": {"hidden_act": name} for name in ("relu", "relu6", "gelu", "gelu_new", "selu", "mish", "silu")},
+    **{f"activation {name}": {"hidden_act": name} for name in sorted(ops.ACTIVATIONS)},
 }  # fmt: skip
 
 
@@ -248,8 +248,23 @@ def test_what_overflows_inside_is_no_ordinary_answer(hidden_act):
     assert not wrong
 
 
-def test_pixels_that_overflow_inside_are_refused():
-    model = live(small(hidden_act="relu6"))
+@pytest.mark.parametrize("hidden_act", ["relu6", "swish"])
+@pytest.mark.parametrize("largest", [1e30, 1e34, 1e37])
+def test_what_overflows_in_a_transform_is_no_ordinary_answer(hidden_act, largest):
+    """Winograd's numbers are larger than those of the convolution that they make."""
+    model = live(small(**VARIANTS["version 2"], hidden_act=hidden_act))
+    model.state_dict()["efficientnet.encoder.blocks.2.expansion.expand_conv.weight"][0] *= np.float32(largest)
+    x = pictures(model.config)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that NumPy answers
+        got = compile_model(model)(x).logits
+        truth = model.to(np.float64)(x.astype(np.float64)).logits
+    assert not np.isfinite(got).all() or np.abs(got - truth).max() <= 1e-3 * np.abs(truth).max()
+
+
+@pytest.mark.parametrize("fields", [{}, VARIANTS["version 2"]], ids=["version 1", "version 2"])
+def test_pixels_that_overflow_inside_are_refused(fields):
+    model = live(small(hidden_act="relu6", **fields))
     x = pictures(model.config)
     compiled = compile_model(model)
     assert_same(compiled(x), model(x))
@@ -350,7 +365,8 @@ from effnet_np.kernels import library
 from effnet_np.kernels.compiled import CompiledEfficientNet as compile
 from effnet_np.kernels.target import WIDTH
 wide = {{"width_coefficient": 1.0, "hidden_dim": 1280, "depth_coefficient": 0.4}}
-for fields in ({{}}, {{"hidden_act": "gelu", "image_size": 75}}, wide):
+version2 = {{"fused_stages": 3, "padding": "same", "expand_ratios": [1, 4, 4, 4, 6, 6, 6], "image_size": 75}}
+for fields in ({{}}, {{"hidden_act": "gelu", "image_size": 75}}, wide, version2):
     model = live(small(**fields)); images = pictures(model.config)
     assert_same(compile(model, threads=2)(images, output_hidden_states=True), model(images, output_hidden_states=True))
 print("width", WIDTH)

@@ -78,7 +78,7 @@ def test_a_staged_loop_is_unrolled_and_a_loop_of_the_program_is_not():
     np.testing.assert_allclose(out, x.sum(axis=0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["gelu", "gelu_new", "selu", "mish"])
+@pytest.mark.parametrize("name", [name for name, code in table.CODES.items() if code not in (table.CLAMP, table.SWISH)])
 def test_activations_agree_with_the_reference(name):
     number = table.CODES[name]
 

@@ -15,13 +15,15 @@ import pytest
 pytest.importorskip("llvmlite")
 pytest.importorskip("numba")
 
+from test_kernels import VARIANTS, live, pictures, small
+
 import effnet_np
 from effnet_np import EfficientNetConfig
 from effnet_np.kernels import library
 from effnet_np.layers import BatchNorm2d
 from effnet_np.training.backward import backward
-from effnet_np.training.optimizers import AdamW
-from test_kernels import VARIANTS, live, pictures, small
+from effnet_np.training.optimizers import SGD, AdamW, RMSProp, clip_by_global_norm
+from effnet_np.training.trainer import Trainer
 
 if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
     pytest.skip("needs compiled code", allow_module_level=True)
@@ -78,7 +80,11 @@ def assert_gradients(got, exact, single=None, tolerance=2e-5):
         assert error <= allowed, f"{name}: {error / largest:.1e} of {largest:.1e}"
 
 
-KINKED = ("relu", "relu6", "selu")  # a number that a rounding error puts on the other side of a kink changes a gradient by all of it
+KINKED = (
+    "relu",
+    "relu6",
+    "selu",
+)  # a number that a rounding error puts on the other side of a kink changes a gradient by all of it
 
 
 def assert_mostly(got, exact):
@@ -104,7 +110,7 @@ def check(config, mode="train", batch=3, size=None, threads=2, **options):
         np.testing.assert_allclose(state[name], array, rtol=0, atol=2e-5 * max(1e-30, np.abs(array).max()), err_msg=name)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [name for name, fields in VARIANTS.items() if not fields.get("fused_stages")])
 def test_variant_with_batch_statistics_and_dropout(name):
     size = VARIANTS[name].get("image_size", 64) + 32  # statistics over a few numbers magnify every rounding error
     check(small(**VARIANTS[name]), batch=4, size=(size, size))
@@ -227,6 +233,8 @@ def test_what_does_not_fit_is_refused():
         effnet_np.compile(copy.deepcopy(model).to(np.float64), training=True)
     with pytest.raises(ValueError, match="Python function"):
         effnet_np.compile(learning(small(hidden_act=np.tanh), "eval"), training=True)
+    with pytest.raises(ValueError, match="fused blocks"):
+        effnet_np.compile(learning(small(**VARIANTS["version 2"])), training=True)
     with pytest.raises(ValueError, match="threads"):
         effnet_np.compile(model, 0, training=True)
 
@@ -241,7 +249,9 @@ def test_several_models_and_python_threads_take_turns():
     def work(compiled):
         for _ in range(5):
             step = compiled.backward(images, np.arange(2), seed=1)
-            wrong.extend(name for name, array in step.parameters.items() if not np.array_equal(array, expected.parameters[name]))
+            wrong.extend(
+                name for name, array in step.parameters.items() if not np.array_equal(array, expected.parameters[name])
+            )
 
     threads = [threading.Thread(target=work, args=(fast[i % 2],)) for i in range(4)]
     for thread in threads:
@@ -292,3 +302,50 @@ def test_machine_code_of_training_is_a_file_of_its_own():
         "effnet_np.compile(m); print('effnet_np.kernels.training' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: SGD(p, 0.1, weight_decay=0.01, scales={"classifier.*": 10.0}),
+    "nesterov": lambda p: SGD(p, 0.1, momentum=0.9, nesterov=True),
+    "adamw": lambda p: AdamW(p, 1e-2, weight_decay=0.05, scales={"classifier.*": 10.0}),
+    "rmsprop": lambda p: RMSProp(p, 1e-2, weight_decay=1e-3),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_move_as_those_in_numpy(name):
+    config = small()
+    model, images, labels = learning(config, "stored"), pictures(config, 4), np.arange(4)
+    fast = effnet_np.compile(model, 2, training=True)
+    names = [name for name, _ in fast.named_parameters() if ".8." in name or name.startswith("classifier")]
+    mine = OPTIMIZERS[name]({name: array for name, array in fast.named_parameters() if name in names})
+    theirs = OPTIMIZERS[name]({name: array.copy() for name, array in mine.parameters.items()})
+    for step in range(4):
+        found = fast.gradients(images, labels, names, 0.0, (0, step)).parameters
+        gradients = {name: array.copy() for name, array in found.items()}
+        fast.move(mine, found, 0.05, 0.5)
+        theirs.step(clip_by_global_norm(gradients, 0.5), 0.05)
+        if step == 1:  # a run that goes on has memories of its own
+            mine.load_state_dict({key: array.copy() for key, array in mine.state_dict().items()})
+        for ours, expected in ((mine.parameters, theirs.parameters), (mine.state_dict(), theirs.state_dict())):
+            assert ours.keys() == expected.keys()
+            for key, array in expected.items():
+                np.testing.assert_allclose(ours[key], array, rtol=0, atol=2e-6 * max(1e-30, np.abs(array).max()), err_msg=key)
+    before = {name: array.copy() for name, array in fast.named_parameters()}
+    found[names[2]][...] = np.nan
+    with pytest.raises(FloatingPointError, match=names[2].replace(".", r"\.")):
+        fast.move(mine, found, 0.05, 0.5)
+    assert all(np.array_equal(array, before[name]) for name, array in fast.named_parameters())
+
+
+def test_trainer_learns_the_same_with_kernels():
+    config = small(num_labels=4, drop_connect_rate=0.0, dropout_rate=0.0)
+    model, images, labels = learning(config), pictures(config, 8), np.arange(8) % 4
+    fast = effnet_np.compile(model, 2, training=True)
+    losses = []
+    for learner in (fast, copy.deepcopy(model)):
+        optimizer = AdamW(dict(learner.named_parameters()), 1e-3)
+        trainer = Trainer(learner, optimizer, max_norm=1.0, average=0.9, label_smoothing=0.1)
+        losses.append([trainer.step(images, labels)[0] for _ in range(4)])
+        losses[-1].append(trainer.evaluate([(images, labels)]).loss)
+    np.testing.assert_allclose(*losses, rtol=1e-3)

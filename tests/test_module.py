@@ -196,3 +196,10 @@ def test_the_tree_fits_a_screen(preset):
     assert "(depthwise_conv): Conv2d(weight=(48, 1, 3, 3), stride=2, groups=48, padding=(0, 0, 0, 0))" in block
     assert "..." not in block
     assert repr(model.classifier) == "Linear(weight=(1000, 160), bias=(1000,))"
+
+
+def test_the_processors_dictionary_is_unpacked():
+    model = effnet_np.EfficientNetForImageClassification(tiny_config(), seed=0)
+    inputs = effnet_np.EfficientNetImageProcessor(size=64)(np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(TypeError, match=r"call model\(\*\*inputs\)"):
+        model(inputs)

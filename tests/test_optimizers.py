@@ -170,6 +170,8 @@ def test_float32_stays_float32():
 def test_what_cannot_be():
     with pytest.raises(ValueError, match="nothing to learn"):
         SGD({}, 0.1)
+    with pytest.raises(TypeError, match=r"pass dict\(model.named_parameters\(\)\)"):
+        SGD(iter(start().values()), 0.1)
     with pytest.raises(ValueError, match="must not be negative"):
         SGD(start(), -0.1)
     with pytest.raises(ValueError, match="nesterov looks ahead along the momentum"):
@@ -177,7 +179,7 @@ def test_what_cannot_be():
     with pytest.raises(ValueError, match=r"no parameter matches the group 'head\.\*'"):
         SGD(start(), 0.1, scales={"head.*": 2.0})
     optimizer = SGD(start(), 0.1)
-    with pytest.raises(KeyError, match="does not have the parameter 'other'"):
+    with pytest.raises(KeyError, match=r"does not have the parameter 'other': ask backward\(..., parameters="):
         optimizer.step({"other": np.zeros(3)})
     bad = gradients(0)
     bad["conv.bias"][1] = np.nan

@@ -15,7 +15,19 @@ from effnet_np.weights import manifest
 from helpers import CHELSEA
 
 ROOT = Path(__file__).parent.parent
-OPTIONAL = ("numba", "torch", "transformers", "matplotlib", "huggingface_hub", "tqdm", "tensorflow", "jax", "safetensors.torch")
+OPTIONAL = (
+    "numba",
+    "dask",
+    "distributed",
+    "torch",
+    "transformers",
+    "matplotlib",
+    "huggingface_hub",
+    "tqdm",
+    "tensorflow",
+    "jax",
+    "safetensors.torch",
+)
 
 
 def python(code, **options):

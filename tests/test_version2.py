@@ -184,6 +184,7 @@ def test_a_golden_trace_has_the_zeros_that_were_added(tmp_path):
     model = live(small(), np.float32)
     with effnet_np.Trace(model) as trace:
         model(pixels(model.config, 1, 64, 61))
+    assert "(padding): ZeroPad2d(padding=SAME)" in repr(model)
     rows = {name: str(layer) for name, layer in trace.settings.items()}
     blocks = "efficientnet.encoder.blocks"
     assert rows["efficientnet.embeddings.padding"] == "efficientnet.embeddings.padding pad 0 0 0,1 1,1 0 0.0 -"

@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 BACKBONE = "efficientnet."
 BLOCKS = BACKBONE + "encoder.blocks."
 CONV, DEPTHWISE, LINEAR, NORM = "conv", "depthwise", "linear", "norm"
+FEW = 12  # names that an error has room for
 PARTS = {"index": r"\d{1,4}", "letter": "[a-z]"}  # of a place
 SQUEEZE = ("reduce", "expand")  # of "squeeze_excite": the two convolutions that have a bias
 
@@ -73,11 +75,14 @@ class Dialect:
     def network(self, name: str) -> Network:
         """The network of that name; what follows its dot, as in "tf_efficientnet_b0.ap_in1k", names weights.
 
-        Raises ValueError with the names that there are.
+        Raises ValueError with the names that come closest.
         """
         found = self.networks.get(name) or self.networks.get(name.partition(".")[0])
         if found is None:
-            raise ValueError(f"{self.library} has no architecture {name!r:.80} that is known here: {', '.join(self.networks)}")
+            known = [name for name in self.networks if "." not in name]
+            if len(known) > FEW:
+                known = get_close_matches(name[:80], known, FEW, cutoff=0.0)
+            raise ValueError(f"{self.library} has no architecture {name!r:.80} that is known here, but {', '.join(known)}, ...")
         return found
 
     # -- names -----------------------------------------------------------------------------------------------------

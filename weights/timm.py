@@ -208,7 +208,7 @@ def described(config: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, An
         raise ValueError(f"its input_size must be three whole numbers, channels and a square image, got {size!r:.80}")
     if isinstance(crop_pct, bool) or not isinstance(crop_pct, (int, float)) or not 0.1 <= crop_pct <= 1:
         raise ValueError(f"its crop_pct must be a number from 0.1 to 1, got {crop_pct!r:.80}")
-    if interpolation not in INTERPOLATIONS or crop_mode not in CROP_MODES:
+    if str(interpolation) not in INTERPOLATIONS or str(crop_mode) not in CROP_MODES:
         known = f"{', '.join(INTERPOLATIONS)}, and {', '.join(CROP_MODES)}"
         raise ValueError(f"its interpolation {interpolation!r:.80} or crop_mode {crop_mode!r:.80} is not known here: {known}")
     fields |= {"image_size": size[1], "num_channels": size[0]}

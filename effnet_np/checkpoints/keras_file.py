@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from effnet_np.checkpoints.files import MAX_JSON, open_file, parse_json
+from effnet_np.checkpoints.files import MAX_JSON, naming, open_file, parse_json
 from effnet_np.checkpoints.h5_file import H5File
 from effnet_np.checkpoints.torch_file import PatientFile
 
@@ -100,7 +100,7 @@ class KerasFile:
         """("conv2d_3", the layer's name) for each layer of the configuration: classes are counted in its order."""
         counts: dict[str, int] = {}
         for layer in self.layers:
-            kind = re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", layer["class_name"]).lower()
+            kind = re.sub(r"(?<=[a-z])([A-Z])", r"_\1", layer["class_name"]).lower()
             counts[kind] = counts.get(kind, -1) + 1
             yield f"{kind}_{counts[kind]}" if counts[kind] else kind, layer["name"]
 
@@ -120,6 +120,10 @@ class KerasFile:
 
         None where the file does not say. Raises ValueError for numbers that cannot be.
         """
+        with naming(self.path):
+            return self._preprocessing()
+
+    def _preprocessing(self) -> tuple[list[float], list[float]] | None:
         steps = self._steps()
         if steps is None:
             return None
@@ -129,7 +133,7 @@ class KerasFile:
         with np.errstate(all="ignore"):
             mean, std = -offset / scale, 1 / scale
         if not (np.isfinite(mean).all() and np.isfinite(std).all()):
-            raise ValueError(f"{self.path}: its layers Rescaling and Normalization have numbers that cannot be")
+            raise ValueError("its layers Rescaling and Normalization have numbers that cannot be")
         return mean.tolist(), std.tolist()
 
     def _steps(self) -> list[tuple[np.ndarray, np.ndarray]] | None:
@@ -166,7 +170,7 @@ class KerasFile:
         if not all(found):
             return None
         if any(math.prod(self._weights.shapes[own]) > 3 for own in found):
-            raise ValueError(f"{self.path}: its layer Normalization is not one of 3 channels")
+            raise ValueError("its layer Normalization is not one of 3 channels")
         return self._weights.read(found[0]).reshape(-1), self._weights.read(found[1]).reshape(-1)
 
 

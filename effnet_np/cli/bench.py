@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from effnet_np.cli.common import Commands
 
 
@@ -12,4 +14,16 @@ def add(commands: Commands) -> None:
     described = "Measure the kernels beside NumPy, PyTorch, ONNX Runtime and OpenVINO, those that are installed."
     command = commands.add_parser("bench", help=beside, description=described)
     bench.add_arguments(command)
-    command.set_defaults(run=bench.run)
+    learning = "a step of learning beside PyTorch, eager and channels-last, in place of the forward pass"
+    command.add_argument("--training", action="store_true", help=learning)
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.training:
+        from effnet_np.training import bench as training
+
+        return training.run(options)
+    from effnet_np.kernels import bench
+
+    return bench.run(options)

@@ -29,8 +29,9 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from effnet_np.inspection.explain import explain, save_explanation
+    from effnet_np.inspection.explain import explain, picture_format, save_explanation
 
+    picture_format(options.output)  # before seconds are spent on it
     chosen = {"class_index": options.class_index, "image_processor": options.processor, "max_pixels": options.max_pixels}
     chosen |= {"method": options.method, "layer": options.layer}
     drawn = explain(picture(options.image), options.model, options.top_k, **chosen)

@@ -133,7 +133,8 @@ def keras_statistics(processor: Any, name: str) -> dict[str, np.ndarray]:
     mean = -low * std
     if "V2" not in name:
         numbers = (mean / 255, np.square(std / 255))
-        return {"mean": np.float32(numbers[0]), "variance": np.float32(numbers[1]), "count": np.int32(0)}
+        mean, variance = (np.asarray(array, np.float32) for array in numbers)
+        return {"mean": mean, "variance": variance, "count": np.zeros((), np.int32)}
     own = keras.DIALECT_V2.networks[name].processor
     if not (np.allclose(mean, own["image_mean"], rtol=1e-5) and np.allclose(std, own["image_std"], rtol=1e-5)):
         theirs = f"mean {own['image_mean']} and std {own['image_std']} of pixels from 0 to 255"

@@ -11,6 +11,7 @@ def add(commands: Commands) -> None:
     ahead = "compile the kernels for this CPU, and keep them on disk"
     described = "Compile the kernels for this CPU, and keep them on disk: later answers are faster."
     command = commands.add_parser("warmup", help=ahead, description=described)
+    command.add_argument("--training", action="store_true", help="those that learn (finetune), too")
     command.set_defaults(run=run)
 
 
@@ -19,4 +20,4 @@ def run(options: argparse.Namespace) -> int:
         from effnet_np.kernels.warmup import warmup
     except ImportError as error:
         raise ImportError(f"warmup needs Numba ({error}): pip install 'effnet_np[numba]'") from error
-    return warmup()
+    return warmup(training=options.training)

@@ -209,7 +209,8 @@ class Explorer:
     """A server that is bound and not yet serving: `address` is where it will answer."""
 
     def __init__(self, session: Session, opening: dict[str, Any], trace: Trace | None = None, port: int = 0):
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        # Said to be TCP, asyncio turns Nagle's algorithm off, which holds the second half of an answer back for 40 ms.
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self.socket.bind((HOST, port))

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from effnet_np.explorer import pictures, terms, what_if
-from effnet_np.explorer.recording import INPUT, SCORES, Operation, Recording, count_parts, part_of, record_part, run_part
+from effnet_np.explorer.recording import INPUT, Operation, Recording, count_parts, part_of, record_part, run_part
 from effnet_np.inference.stream import FUNCTIONS, ranked
 from effnet_np.kernels.backend import choose
 from effnet_np.layer_specs import layer_specs
+from effnet_np.ops import pieces
 
 MOST_RUNS, MOST_PICTURES = 4, 6
 MOST_PICTURE_BYTES = 64 << 20  # of the pictures' files together; the last one stays whatever it takes
-MOST_RECORDED = 64 << 20  # bytes of recorded parts; the last one stays whatever it takes
+MOST_RECORDED = 32 << 20  # bytes of recorded parts that stay when another is recorded
 
 
 class Run:
@@ -59,9 +60,11 @@ class Run:
         """All parts, once, and what is in them."""
         for part in range(self.last + 1):
             recording, output = record_part(self.model, part, self._kept[part], self._sources[part], self.function)
-            self.operations.update(recording.operations)
+            operations = recording.operations
+            del recording  # its arrays, before the next part makes its own
+            self.operations.update(operations)
             if part < self.last:
-                self._kept[part + 1], self._sources[part + 1] = output, list(recording.operations)[-1]
+                self._kept[part + 1], self._sources[part + 1] = output, list(operations)[-1]
             else:
                 self.logits = output
 
@@ -76,16 +79,23 @@ class Run:
         else:
             self._kept.update({part: base.given(part) for part in range(first + 1)})
         self.parts_computed = self.last + 1 - first
-        if kernels is not None and last < self.last:
-            self.backend = "kernels"
-            given = self.given(last + 1)
-            self.logits = (
-                kernels.resume(last, given, *self._kept[0].shape[2:]) if last >= 0 else kernels(given, return_dict=True).logits
-            )
-        else:
-            given = self.given(self.last)
-            with what_if.changed(self.model, self.changes):
-                self.logits = run_part(self.model, self.last, given)
+        logits = self._by_kernels(kernels, last) if kernels is not None and last < self.last else None
+        if logits is not None:
+            self.logits, self.backend = logits, "kernels"
+            return
+        given = self.given(self.last)
+        with what_if.changed(self.model, self.changes):
+            self.logits = run_part(self.model, self.last, given)
+
+    def _by_kernels(self, kernels: Any, last: int) -> np.ndarray | None:
+        """The logits from the part behind the last change on, or None where the kernels cannot answer for this model."""
+        given = self.given(last + 1)
+        if last < 0:
+            return kernels(given, return_dict=True).logits
+        try:
+            return kernels.resume(last, given, *self._kept[0].shape[2:])
+        except NotImplementedError:
+            return None
 
     def given(self, part: int) -> np.ndarray:
         """What a part is given: kept, or computed now from the nearest that is."""
@@ -99,6 +109,18 @@ class Run:
         given = self.given(part)
         with what_if.changed(self.model, self.changes):
             return record_part(self.model, part, given, self._sources[part], self.function)[0]
+
+
+def _statistics(planes: np.ndarray) -> dict[str, np.ndarray]:
+    """Of some channels (n, H * W), each (n,)."""
+    return {
+        "mean": planes.mean(1, dtype=np.float64),
+        "deviation": planes.std(1, dtype=np.float64),
+        "least": planes.min(1),
+        "largest": planes.max(1),
+        "zeros": (planes == 0).mean(1),
+        "strength": np.abs(planes).mean(1, dtype=np.float64),
+    }
 
 
 class Session:
@@ -174,10 +196,9 @@ class Session:
     def recording(self, run: Run, part: int) -> Recording:
         key = (run, part)
         if key not in self._recordings:
-            recording = run.record(part)
-            self._recordings[key] = recording
-            while len(self._recordings) > 1 and sum(each.nbytes for each in self._recordings.values()) > MOST_RECORDED:
+            while sum(each.nbytes for each in self._recordings.values()) > MOST_RECORDED:  # first, so that memory is free
                 self._recordings.popitem(last=False)
+            self._recordings[key] = run.record(part)
         self._recordings.move_to_end(key)
         return self._recordings[key]
 
@@ -198,14 +219,8 @@ class Session:
         """Shape, and of each channel: mean, deviation, least, largest, share of zeros, and strength, the mean of |x|."""
         operation, output = self.output(run, name)
         planes = output.reshape(output.shape[0], -1)
-        statistics = {
-            "mean": planes.mean(1, dtype=np.float64),
-            "deviation": planes.std(1, dtype=np.float64),
-            "least": planes.min(1),
-            "largest": planes.max(1),
-            "zeros": (planes == 0).mean(1),
-            "strength": np.abs(planes).mean(1, dtype=np.float64),
-        }
+        parts = [_statistics(planes[piece]) for piece in pieces(*planes.shape)]
+        statistics = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         described = {"name": operation.name, "kind": operation.kind, "shape": operation.shape, "part": operation.part}
         return described | {key: value.astype(np.float32) for key, value in statistics.items()}
 
@@ -257,8 +272,6 @@ class Session:
         if name == INPUT:
             return described | self._pixel(run, at)
         step = self.recording(run, operation.part).steps[operation.name]
-        if operation.name == SCORES and step.kind != "softmax":
-            return described | {"form": "function", "function": step.kind, **terms._from(step.arguments[0], at)}
         return described | terms.terms_of(step, at)
 
     def _pixel(self, run: Run, at: terms.Place) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import importlib
 import inspect
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -174,13 +174,17 @@ class EfficientNetImageProcessor:
             done.append(self._pixels_to_numbers(self._cut_and_resize(_to_layout(image, LAST, layout)), data_format))
         return BatchFeature(pixel_values=to_tensors(done, return_tensors))
 
-    def _cut_and_resize(self, image: np.ndarray) -> np.ndarray:
+    def network_input(self, pixels: np.ndarray, resize: Callable | None = None) -> np.ndarray:
+        """One picture (H, W, C) uint8 -> (C, h, w), what `preprocess` makes of it; `resize`: what does it in Pillow's place."""
+        return self._pixels_to_numbers(self._cut_and_resize(pixels, resize), FIRST)
+
+    def _cut_and_resize(self, image: np.ndarray, resizer: Callable | None = None) -> np.ndarray:
         """(H, W, C) -> (h, w, C), the size of the network's input."""
         if self.crop_fraction is not None:
             side = max(1, int(self.crop_fraction * min(image.shape[:2])))
             image = crop(image, side, side)
         if self.do_resize:
-            image = resize(image, *self.resized(*image.shape[:2]), self.resample)
+            image = (resizer or resize)(image, *self.resized(*image.shape[:2]), self.resample)
         if self.do_center_crop:
             image = crop(image, self.crop_size["height"], self.crop_size["width"], nearest="shortest_edge" in self.size)
         if image.shape[0] * image.shape[1] > MAX_NETWORK_PIXELS:  # a stranger's file must not let every photograph through

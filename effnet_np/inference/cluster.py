@@ -256,7 +256,7 @@ class _Crew:
         from distributed import WorkerPlugin
 
         carrier = WorkerPlugin()
-        carrier.blob = blob  # type: ignore[attr-defined]
+        carrier.blob = blob
         self.client.register_plugin(carrier, name=self.token)
 
     def answer(self, pieces: Iterator[_Piece], ordered: bool) -> Iterator[_Piece]:

@@ -245,8 +245,10 @@ def pair(first: Evaluation, second: Evaluation) -> Pair:
         if answers[0] != answers[1] or first.right[a] != second.right[b]:
             differing.append((bool(first.right[a] == second.right[b]), (first.paths[a], truth, *answers)))
     differing.sort(key=lambda row: row[0])
-    counts = (one & other, one & ~other, ~one & other, ~one & ~other)
-    return Pair(first, second, *(int(part.sum()) for part in counts), [row for _, row in differing])
+    both, only_first, only_second, neither = (
+        int(part.sum()) for part in (one & other, one & ~other, ~one & other, ~one & ~other)
+    )
+    return Pair(first, second, both, only_first, only_second, neither, [row for _, row in differing])
 
 
 # -- the report -------------------------------------------------------------------------------------------------------

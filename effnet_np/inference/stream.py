@@ -14,6 +14,7 @@ import numpy as np
 
 from effnet_np import ops
 from effnet_np.images.io import MAX_PIXELS, load_image
+from effnet_np.images.processor import EfficientNetImageProcessor
 from effnet_np.inference.pipeline import run
 from effnet_np.kernels.cores import default_threads
 from effnet_np.module import Module
@@ -22,7 +23,7 @@ OUTPUTS = ("labels", "logits", "features", "pixel_values")
 ERRORS = ("raise", "return")
 FUNCTIONS = {"softmax": ops.softmax, "sigmoid": ops.sigmoid, "none": lambda logits: logits}
 WINDOW = 8  # sources that are read ahead, for each thread,
-LARGEST_WINDOW = 48  # and in all: the first result of an endless iterator comes before its 64th picture is read
+LARGEST_WINDOW = 63  # and in all: the first result of an endless iterator comes before its 64th picture is read
 
 Prediction = dict[str, Any]
 
@@ -111,6 +112,8 @@ def _naming(error: BaseException, index: int, image: Any) -> BaseException:
 def preprocess(model: Any, image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """One picture of any accepted kind -> network input (C, H, W)."""
     pixels = load_pixels(model, image, max_pixels)
+    if type(model.image_processor) is EfficientNetImageProcessor:
+        return model.image_processor.network_input(pixels, getattr(model, "resize", None))
     return model.image_processor([pixels], input_data_format="channels_last")["pixel_values"][0]
 
 

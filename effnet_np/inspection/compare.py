@@ -58,10 +58,7 @@ def compare(
     notes: list[str] = []
     ours_source, theirs_source = _source(ours), _source(theirs)
     paired = [_pairs(source) for source in (ours_source, theirs_source)]
-    ours_source, theirs_source = (
-        renamed(source, pairs) if pairs and isinstance(source, Trace) else source
-        for source, pairs in zip((ours_source, theirs_source), paired, strict=True)
-    )
+    ours_source, theirs_source = map(_under_our_names, (ours_source, theirs_source), paired)
     if pixel_values is None:
         recorded = (source for source in (theirs_source, ours_source) if isinstance(source, Trace) and INPUT in source)
         pixel_values = next((source[INPUT] for source in recorded), None)
@@ -174,6 +171,11 @@ def _pairs(source: Any) -> Pairs | None:
     return pairs_of(list(source) if isinstance(source, Trace) else [name for name, _ in source.named_modules()])
 
 
+def _under_our_names(source: Any, pairs: Pairs | None) -> Any:
+    """A recording, renamed where it has to be; a live model is once it has run."""
+    return renamed(source, pairs) if pairs and isinstance(source, Trace) else source
+
+
 def _paired_note(side: str, pairs: Pairs) -> str:
     return f"{side} has the names of {pairs.dialect.library}: {len(pairs.layers)} of its layers are compared, under our names"
 
@@ -205,8 +207,8 @@ def _recorded(
         pairs = _pairs(source)
         if pairs is None:
             return trace_torch(source, pixel_values, layers, inputs, weights)
-        wanted = Trace(layers=layers).wants
-        return renamed(trace_torch(source, pixel_values, pairs.theirs(wanted), inputs, weights), pairs)
+        modules = pairs.theirs(Trace(layers=layers).wants)
+        return renamed(trace_torch(source, pixel_values, modules, inputs, weights), pairs)
     with Trace(source, layers, inputs, weights) as trace, np.errstate(all="ignore"):  # NaN is reported, not warned of
         try:
             source(pixel_values)

@@ -171,12 +171,18 @@ def explain(
 
 def save_explanation(picture: Image, path: str | os.PathLike) -> None:
     """Write a PIL image as .png, .jpg or .webp; the file is whole or absent."""
+    kind = picture_format(path)
+    with replacing(path) as temporary:
+        picture.save(temporary, kind)
+
+
+def picture_format(path: str | os.PathLike) -> str:
+    """Pillow's name of the format that a file's ending asks for. Raises ValueError for an ending that is none of a picture."""
     formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
     suffix = Path(path).suffix.lower()
     if suffix not in formats:
         raise ValueError(f"the picture's name must end in {', '.join(formats)}, got {Path(path).name}")
-    with replacing(path) as temporary:
-        picture.save(temporary, formats[suffix])
+    return formats[suffix]
 
 
 def seen_region(processor: Any, height: int, width: int) -> tuple[float, float, float, float]:

@@ -422,11 +422,13 @@ def _not_finite(case: Case) -> str | None:
     if case.inputs and not np.isfinite(case.inputs[0]).all():
         return None
     eps = "batch-norm eps missing"
-    if "running_var" in case.weights and (case.weights["running_var"] <= 0).any():
+    channels = np.flatnonzero(~np.isfinite(case.ours).all(axis=tuple(a for a in range(case.ours.ndim) if a != 1)))
+    variance = case.weights.get("running_var")
+    if variance is not None and variance.shape == case.ours.shape[1:2] and (variance[channels] <= 0).all():
         return f"{eps}: a running variance is zero or negative, and without eps its root divides by zero or is NaN"
     if not all(np.isfinite(array).all() for array in case.weights.values()):
         return "a weight of this layer is NaN or infinite"
-    if _is_batch_norm(case.name):
+    if variance is None and _is_batch_norm(case.name):
         return f"{eps}, it seems: a channel that never fires has variance 0, and without eps its root divides by 0"
     return "this layer's input is finite: it overflows (exp of a large number?), divides by zero, or takes the root of less"
 

@@ -9,6 +9,7 @@ import numpy as np
 
 NEARLY_ZERO = 1e-6  # a layer whose largest number is below this proves nothing
 PIECE = 1 << 20  # numbers at a time: float64 copies of a whole layer would take four times its memory
+AXES = {2: ("pictures", "features"), 4: ("pictures", "channels", "rows", "columns")}
 
 
 @dataclass
@@ -50,7 +51,26 @@ def measure(name: str, ours: np.ndarray | None, theirs: np.ndarray | None, toler
     status = "OK" if relative <= tolerance else "DIFF"
     if a.size and max(scale, largest) < NEARLY_ZERO:
         status = "ZERO"
-    return Row(name, status, theirs.shape, absolute, relative, cosine)
+    note = _where(ours, theirs, tolerance * scale) if status == "DIFF" else ""
+    return Row(name, status, theirs.shape, absolute, relative, cosine, note)
+
+
+def _where(ours: np.ndarray, theirs: np.ndarray, limit: float) -> str:
+    """Where the largest error is, and whether those above the limit are of a few channels, rows, columns or pictures alone."""
+    if ours.dtype.kind != "f":
+        ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+    with np.errstate(all="ignore"):
+        error = np.abs(ours - theirs)
+    worst = np.unravel_index(int(error.argmax()), error.shape)
+    at = ", ".join(map(str, map(int, worst)))
+    notes = [f"the largest error at ({at}): ours {ours[worst]:.6g}, the reference {theirs[worst]:.6g}"]
+    wrong = error > limit
+    for axis, kind in enumerate(AXES.get(error.ndim, ())):
+        indices = np.flatnonzero(wrong.any(axis=tuple(other for other in range(error.ndim) if other != axis)))
+        if len(indices) <= error.shape[axis] // 2:
+            some = ", ".join(map(str, indices[:8].tolist())) + (", ..." if len(indices) > 8 else "")
+            notes.append(f"only {len(indices)} of {error.shape[axis]} {kind} differ: {some}")
+    return "; ".join(notes)
 
 
 def nearly_zero(array: np.ndarray) -> bool:

@@ -11,6 +11,7 @@ The network's body is kernels/training/; what follows the pool (dropout, classif
 from __future__ import annotations
 
 import copy
+import math
 import os
 import threading
 import weakref
@@ -19,14 +20,19 @@ from typing import Any
 
 import numpy as np
 
-from effnet_np.kernels.target import default_threads
+from effnet_np.kernels.compiled import CompiledEfficientNet
+from effnet_np.kernels.cores import default_threads
+from effnet_np.kernels.training import optimize
+from effnet_np.kernels.training.mover import Mover
 from effnet_np.kernels.training.network import TrainingNetwork
+from effnet_np.kernels.training.optimize import Numbers
 from effnet_np.kernels.training.plan import Asked
 from effnet_np.layers import BatchNorm2d, Dropout
 from effnet_np.model import EfficientNetForImageClassification, EfficientNetModel
 from effnet_np.module import LoadResult
 from effnet_np.pretrained import check_pixel_values, classification_loss
 from effnet_np.training.backward import Gradients, backward, output_gradient_of, seed_dropout, select
+from effnet_np.training.optimizers import SGD, AdamW, Optimizer, RMSProp, clip_by_global_norm, global_norm, refuse_nonfinite
 from effnet_np.training.tape import Tape
 
 _all: weakref.WeakSet = weakref.WeakSet()
@@ -54,11 +60,15 @@ class CompiledForTraining:
         self._norms = {name: module for name, module in self._backbone.named_modules() if isinstance(module, BatchNorm2d)}
         self._blocks = self.config.blocks()
         learnt = {name for name, _ in self.model.named_parameters()}
-        self._network = TrainingNetwork(self.model.state_dict(), learnt, self._prefix, copy.deepcopy(model.config), self.threads)
+        self._network = TrainingNetwork(
+            self.model.state_dict(), learnt, self._prefix, copy.deepcopy(model.config), self.threads
+        )
         for key, module, name in self.model._state():
             if key in self._network.parameters.arrays:
                 setattr(module, name, self._network.parameters.arrays[key])
         self._parameters = dict(self.model.named_parameters())
+        self._mover: Mover | None = None
+        self._moves: Optimizer | None = None  # whose memories the mover has
         self._lock = threading.Lock()
         _all.add(self)
 
@@ -84,6 +94,10 @@ class CompiledForTraining:
 
     def __repr__(self) -> str:
         return f"CompiledForTraining({self.model!r}, {self.threads} threads, {self._network.bytes / 1e6:.0f} MB)"
+
+    def forward(self) -> CompiledEfficientNet:
+        """The forward pass of the weights as they are now, in eval mode, by the kernels of `effnet_np.compile(model)`."""
+        return CompiledEfficientNet(self.model, self.threads)
 
     # -- learning -------------------------------------------------------------------------------------------------
 
@@ -113,10 +127,55 @@ class CompiledForTraining:
             found.parameters = {name: array.copy() for name, array in found.parameters.items()}
             return found
 
+    def gradients(
+        self, pixel_values: np.ndarray, labels: Any, parameters: Sequence[str], label_smoothing: float, seed: Sequence[int]
+    ) -> Gradients:
+        """For an optimiser: without copies, so that the next call writes over what this one gives."""
+        with self._lock:
+            return self._backward(pixel_values, labels, None, parameters, False, label_smoothing, seed)
+
+    def move(self, optimizer: Optimizer, gradients: Mapping[str, np.ndarray], rate: float, max_norm: float | None) -> None:
+        """Clip and step as `optimizer` would, in one pass, for what `gradients` of this class gave and no other.
+
+        Its memories become views of one array, so `optimizer.state_dict()` is what it always is. An optimiser that the kernels
+        do not know steps by itself. Raises FloatingPointError, before anything moves, for a gradient with NaN or infinity.
+        """
+        kind = KINDS.get(type(optimizer))
+        mine = self._network.parameters
+        if kind is None or any(optimizer.parameters.get(name) is not self._parameters[name] for name in gradients):
+            clipped = dict(gradients) if max_norm is None else clip_by_global_norm(gradients, max_norm)
+            optimizer.step(clipped, rate)
+            return
+        with self._lock:
+            mover = self._mover
+            if mover is None or mover.names != list(gradients) or self._moves is not optimizer:
+                self._mover, self._moves = Mover(mine, list(gradients), kind, self._network.functions, self.threads), optimizer
+                mover = self._mover
+            self._adopt(optimizer, mover)
+            length = mover.length()
+            if not np.isfinite(length):
+                refuse_nonfinite(gradients, optimizer.steps + 1)
+                length = global_norm(gradients)  # all finite, but their squares are not, in float32
+            scale = 1.0 if max_norm is None else min(1.0, max_norm / (length + 1e-6))
+            optimizer.steps += 1
+            mover.move({name: numbers_of(optimizer, name, rate, scale) for name in mover.names})
+
+    def _adopt(self, optimizer: Optimizer, mover: Mover) -> None:
+        """Memories that the optimiser has, or begins with, become the views that the kernels move."""
+        for name in mover.names:
+            before, now = optimizer.state.get(name, {}), {}
+            for (key, initial), views in zip(optimizer.memory, MEMORIES[type(optimizer)](mover.memories), strict=True):
+                view = now[key] = views[name]
+                if before.get(key) is not view:
+                    view[...] = before.get(key, initial)
+            optimizer.state[name] = now
+
     def _backward(self, pixel_values, labels, output_gradient, parameters, pixel_gradient, label_smoothing, seed) -> Gradients:
         """The same, but for the gradients: they are those that the next call writes over."""
         if (labels is None) == (output_gradient is None):
-            raise ValueError("give either labels, for the model's own loss, or output_gradient, dL/d logits for a loss of your own")
+            raise ValueError(
+                "give either labels, for the model's own loss, or output_gradient, dL/d logits for a loss of your own"
+            )
         if labels is not None and not self.classifies:
             raise ValueError("a backbone has no loss: give output_gradient, dL/d pooler_output, in place of labels")
         images = np.ascontiguousarray(check_pixel_values(self.config, pixel_values, np.float32))
@@ -174,6 +233,29 @@ class CompiledForTraining:
         return masks
 
 
+# The optimisers that the kernels know, and which of a mover's two memories is which of theirs, in their order.
+KINDS: dict[type, int] = {SGD: optimize.SGD, AdamW: optimize.ADAMW, RMSProp: optimize.RMSPROP}
+MEMORIES: dict[type, Callable[[list], list]] = {
+    SGD: lambda both: both[:1],
+    AdamW: lambda both: both,
+    RMSProp: lambda both: both[::-1],  # the square, then the velocity
+}
+
+
+def numbers_of(optimizer: Any, name: str, rate: float, scale: float) -> Numbers:
+    """What a step's formula has for one parameter."""
+    rate *= optimizer.scales[name]
+    decay = optimizer.weight_decay if optimizer.parameters[name].ndim > 1 else 0.0
+    if isinstance(optimizer, SGD):
+        return Numbers(rate, decay, scale, optimizer.momentum, float(optimizer.nesterov), 0.0, 0.0, 0.0, 0.0)
+    if isinstance(optimizer, RMSProp):
+        return Numbers(rate, decay, scale, optimizer.decay, optimizer.momentum, 0.0, optimizer.eps, 1 - optimizer.decay, 0.0)
+    (first, second), steps = optimizer.betas, optimizer.steps
+    corrected = 1 / math.sqrt(1 - second**steps)
+    rate, shrink = rate / (1 - first**steps), 1 - rate * decay
+    return Numbers(rate, shrink, scale, first, second, corrected, optimizer.eps, 1 - first, 1 - second)
+
+
 def factors(layer: Dropout, shape: tuple[int, ...]) -> np.ndarray:
     """What that layer multiplies an array of that shape by: 0, or 1 / (1 - rate)."""
     shape = (shape[0], *[1] * (len(shape) - 1)) if layer.per_picture else shape
@@ -198,6 +280,8 @@ def refuse(model: Any) -> None:
         raise TypeError(f"only a model of effnet_np in NumPy can be compiled for training, got {type(model).__name__}")
     if callable(model.config.hidden_act):
         raise ValueError("hidden_act is a Python function, which the kernels cannot call: effnet_np.backward takes it")
+    if any(spec.fused for spec in model.config.blocks()):
+        raise ValueError("the kernels of training know no fused blocks (EfficientNetV2's): effnet_np.backward takes them")
     if model.dtype != np.float32:
         raise ValueError(f"the kernels learn in float32, the model is in {model.dtype}: effnet_np.backward takes it")
 

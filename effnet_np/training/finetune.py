@@ -71,8 +71,8 @@ def finetune(
     network = with_classes(base, dataset.classes, chosen.seed)
     names = trainable(network, chosen.train)
     unfinished = None if output is None else output.with_name(f"{output.name}.unfinished")
-    runner, backend = _features_by(network, chosen.backend, unfinished if resume else None)
-    description = dataclasses.asdict(chosen) | {"backend": backend, "classes": dataset.classes}
+    runner, backend, by_kernels = _computed_by(network, chosen.backend, unfinished if resume else None)
+    description = dataclasses.asdict(chosen) | {"backend": backend, "learns_by_kernels": by_kernels, "classes": dataset.classes}
     description |= {"weights": tensors_sha256(base.state_dict()), "pictures": dataset.fingerprint()}
     run = Run(unfinished, description, watcher)
     state = run.begin(resume)
@@ -82,7 +82,7 @@ def finetune(
             learn_head(run, chosen, pictures, runner, state, asked_to_stop)
             state = {}
         if chosen.train != "head" and not run.stopped:
-            learn_body(run, chosen, pictures, network, names, state, asked_to_stop)
+            learn_body(run, chosen, pictures, _learner(network, by_kernels), names, state, asked_to_stop)
     if run.best is None:
         raise FloatingPointError(f"{run.stopped}: there is nothing to keep")
     network.load_state_dict(run.best_weights, strict=False)
@@ -119,14 +119,25 @@ def with_classes(base: EfficientNetForImageClassification, classes: list[str], s
     return model
 
 
-def _features_by(model: EfficientNetForImageClassification, backend: str, unfinished: Path | None) -> tuple[Any, str]:
-    """(what computes the features, its name); a run that goes on keeps the one that it began with, to the same bits."""
-    from effnet_np.kernels.backend import choose
+def _computed_by(model: EfficientNetForImageClassification, backend: str, unfinished: Path | None) -> tuple[Any, str, bool]:
+    """(what computes the features, its name, whether kernels teach the body); a run that goes on keeps what it began with."""
+    from effnet_np.kernels.backend import choose, learns
 
+    by_kernels = learns(model, backend)
     if backend == "auto" and unfinished is not None and (unfinished / "run.json").exists():
-        backend = read_json(unfinished / "run.json").get("backend", backend)
+        earlier = read_json(unfinished / "run.json")
+        backend, by_kernels = earlier.get("backend", backend), earlier.get("learns_by_kernels", by_kernels)
     runner, _ = choose(model.efficientnet, backend)
-    return runner, "numpy" if runner is model.efficientnet else "numba"
+    return runner, "numpy" if runner is model.efficientnet else "numba", by_kernels
+
+
+def _learner(model: EfficientNetForImageClassification, by_kernels: bool) -> Any:
+    """What the body learns as: the model, or a copy that kernels teach."""
+    if not by_kernels:
+        return model
+    from effnet_np.training.compiled import CompiledForTraining
+
+    return CompiledForTraining(model)
 
 
 class Pictures:
@@ -234,12 +245,12 @@ def _features(run: Run, pictures: Pictures, runner: Any, which: str) -> np.ndarr
 
 
 def learn_body(
-    run: Run, settings: Settings, pictures: Pictures, model: Any, names: list[str], state: dict, asked_to_stop: Callable
+    run: Run, settings: Settings, pictures: Pictures, learner: Any, names: list[str], state: dict, asked_to_stop: Callable
 ) -> None:
     """The head's best, and the blocks below it together, on augmented pictures; judged after each epoch."""
-    model.load_state_dict(run.best_weights, strict=False)  # where the head got to
-    run.best_weights = {name: array.copy() for name, array in model.state_dict().items()}  # the body's too, which will change
-    trainer = make_trainer(model, settings, names, len(pictures.train))
+    learner.load_state_dict(run.best_weights, strict=False)  # where the head got to
+    run.best_weights = {name: array.copy() for name, array in learner.state_dict().items()}  # the body's too, which will change
+    trainer = make_trainer(learner, settings, names, len(pictures.train))
     if state:
         trainer.load_state_dict(state)
     steps = -(-len(pictures.train) // settings.batch_size)
@@ -265,7 +276,7 @@ def learn_body(
                 return
         score = trainer.evaluate(pictures.as_they_are("val", settings.batch_size))
         with trainer.averaged():
-            run.end_epoch(len(pictures.train), trainer.rate(), score, model.state_dict)
+            run.end_epoch(len(pictures.train), trainer.rate(), score, learner.state_dict)
         entry = run.history[-1]
         run.watcher.say(
             f"epoch {epoch + 1}: loss {entry['train_loss']:.3f}, accuracy {entry['train_accuracy']:.1%}; "
@@ -282,8 +293,8 @@ def make_trainer(model: Any, settings: Settings, names: list[str], pictures: int
     optimizer = OPTIMIZERS[settings.optimizer](parameters, rate, weight_decay=decay, scales=body, **options)
     steps = -(-pictures // settings.batch_size)
     schedules: dict[str, Schedule] = {
-        "cosine": warmup_cosine(rate, settings.epochs * steps, max(1, steps // 10)),
-        "staircase": warmup_staircase(rate, steps, max(1, steps // 10)),
+        "cosine": warmup_cosine(rate, settings.epochs * steps, steps),
+        "staircase": warmup_staircase(rate, steps, steps),
         "constant": constant(rate),
     }
     return Trainer(

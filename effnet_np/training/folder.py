@@ -73,6 +73,9 @@ def read_folder(
     classes = _classes(folder / "train" if parted else folder)
     dataset = Dataset(folder, classes)
     dataset.train = _examples(dataset, folder / "train" if parted else folder, channels, max_pixels, threads)
+    loose = sum(path.suffix.lower() in SUFFIXES for path in (folder / "train" if parted else folder).iterdir())
+    if loose:
+        dataset.notes.append(f"{loose} pictures lie beside the folders of the classes, in no class: they are left out")
     if parted and (folder / "val").is_dir():
         unknown = sorted(set(_classes(folder / "val", least=1)) - set(classes))
         if unknown:

@@ -36,6 +36,8 @@ class Optimizer:
         weight_decay: float = 0.0,
         scales: Mapping[str, float] | None = None,
     ):
+        if not isinstance(parameters, Mapping):
+            raise TypeError("an optimiser knows its arrays by name: pass dict(model.named_parameters())")
         if not parameters:
             raise ValueError("there is nothing to learn: no parameters were given")
         if not learning_rate >= 0 or not weight_decay >= 0:
@@ -57,7 +59,8 @@ class Optimizer:
         """
         unknown = [name for name in gradients if name not in self.parameters]
         if unknown:
-            raise KeyError(f"this optimiser does not have the parameter {unknown[0]!r}")
+            hint = "ask backward(..., parameters=[...]) for the gradients of its own alone"
+            raise KeyError(f"this optimiser does not have the parameter {unknown[0]!r}: {hint}")
         refuse_nonfinite(gradients, self.steps + 1)
         self.steps += 1
         for name, gradient in gradients.items():

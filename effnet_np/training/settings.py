@@ -20,8 +20,8 @@ class Settings:
     body_scale: float = 0.1
     optimizer: str = "adamw"  # or "sgd" (momentum 0.9, Nesterov) or "rmsprop" (the paper's)
     weight_decay: float = 0.01
-    schedule: str = "cosine"  # or "staircase" (the paper's) or "constant"; all warm up over the first tenth of an epoch
-    label_smoothing: float = 0.0
+    schedule: str = "cosine"  # or "staircase" (the paper's) or "constant"; all warm up over the first epoch
+    label_smoothing: float = 0.1
     max_norm: float | None = 5.0  # of the gradient; None: not clipped
     batch_norm: str = "stored"  # or "learning"
     stochastic_depth: bool = False

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from effnet_np import ops
 from effnet_np.layers import BatchNorm2d, Dropout
 from effnet_np.model import EfficientNetForImageClassification
+from effnet_np.module import Module
 from effnet_np.training.backward import backward
 from effnet_np.training.optimizers import MovingAverage, Optimizer, Schedule, clip_by_global_norm
 
@@ -29,6 +30,7 @@ class Score(NamedTuple):
 class Trainer:
     """What stands between a model and its optimiser: `step(pixel_values, labels)` learns from one batch.
 
+    model: one in NumPy, or what `effnet_np.compile(model, training=True)` gives, many times as fast.
     The parameters that the optimiser was made with learn; all others are frozen. schedule: a function from the number of steps
     made to a learning rate. batch_norm: "stored" holds every batch norm at its stored statistics, which suits small batches;
     "learning" takes the batch's, and follows them with `statistics_momentum` (HF's own configuration has 0.99 there, which
@@ -39,7 +41,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: EfficientNetForImageClassification,
+        model: Any,
         optimizer: Optimizer,
         schedule: Schedule | None = None,
         *,
@@ -53,10 +55,11 @@ class Trainer:
     ):
         if batch_norm not in ("stored", "learning"):
             raise ValueError(f'batch_norm must be "stored" or "learning", got {batch_norm!r}')
-        self.model, self.optimizer, self.schedule = model, optimizer, schedule
+        self.kernels = None if isinstance(model, Module) else model
+        self.model, self.optimizer, self.schedule = model if isinstance(model, Module) else model.model, optimizer, schedule
         self.label_smoothing, self.max_norm, self.batch_norm, self.seed = label_smoothing, max_norm, batch_norm, seed
-        self.average = None if average is None else MovingAverage(model.state_dict(), average)
-        for name, module in model.named_modules():
+        self.average = None if average is None else MovingAverage(self.model.state_dict(), average)
+        for name, module in self.model.named_modules():
             if isinstance(module, BatchNorm2d) and batch_norm == "learning":
                 module.momentum = statistics_momentum
             if isinstance(module, Dropout) and name.endswith("projection.dropout"):
@@ -74,9 +77,12 @@ class Trainer:
                     module.eval()
         with np.errstate(all="ignore"):  # what overflows shows in this gradient or the next, and is refused there
             loss, right, gradients = self._gradients(pixel_values, labels)
-            if self.max_norm is not None:
-                gradients = clip_by_global_norm(gradients, self.max_norm)
-            self.optimizer.step(gradients, self.rate())
+            if self.kernels is not None:
+                self.kernels.move(self.optimizer, gradients, self.rate(), self.max_norm)
+            else:
+                if self.max_norm is not None:
+                    gradients = clip_by_global_norm(gradients, self.max_norm)
+                self.optimizer.step(gradients, self.rate())
             if self.average:
                 self.average.update(self.model.state_dict())
         return loss, right
@@ -84,8 +90,14 @@ class Trainer:
     def _gradients(self, pixel_values: np.ndarray, labels: np.ndarray) -> tuple[float, int, dict[str, np.ndarray]]:
         """(loss, right answers, gradients) of a batch: the mean over its pieces, each counting for the pictures that it has.
 
-        Pieces stay in a core's cache for longer, and memory is theirs alone. With the batch's own statistics there are none.
+        Pieces stay in a core's cache for longer, and memory is theirs alone. With the batch's own statistics there are none,
+        and neither with kernels, which keep to the caches by themselves.
         """
+        if self.kernels is not None:
+            seed = (self.seed, self.optimizer.steps, 0)
+            names = list(self.optimizer.parameters)
+            step = self.kernels.gradients(pixel_values, labels, names, self.label_smoothing, seed)
+            return float(step.loss), int((step.logits.argmax(axis=1) == labels).sum()), step.parameters
         size = AT_A_TIME if self.batch_norm == "stored" else len(labels)
         loss, right = 0.0, 0
         gradients: dict[str, np.ndarray] = {}
@@ -114,7 +126,7 @@ class Trainer:
     def evaluate(self, batches: Iterable[Batch]) -> Score:
         """Loss and accuracy in eval mode over batches; of the moving average, where there is one."""
         with self.averaged():
-            return evaluate(self.model, batches)
+            return evaluate(self.model if self.kernels is None else self.kernels.forward(), batches)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -152,7 +164,7 @@ def part(state: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     return {key.removeprefix(f"{name}/"): array for key, array in state.items() if key.startswith(f"{name}/")}
 
 
-def evaluate(model: EfficientNetForImageClassification, batches: Iterable[Batch]) -> Score:
+def evaluate(model: Any, batches: Iterable[Batch]) -> Score:
     """Loss and accuracy of a model in eval mode, over all pictures of the batches."""
     model.eval()
     losses, right, predictions = 0.0, 0, []

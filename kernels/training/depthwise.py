@@ -22,15 +22,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from effnet_np.kernels.depthwise import Rows, Taps, Window, Ring, list_bytes, list_rows, rows_name, rows_of, zero, zero_edges
+from effnet_np.kernels.depthwise import Ring, Rows, Taps, Window, list_bytes, list_rows, rows_of, zero, zero_edges
 from effnet_np.kernels.kernel import kernel
 from effnet_np.kernels.product import Epilogue, Panel, Shape, map_at, panel_at, product
 from effnet_np.kernels.record import Activation, Address, Bytes, Count, Function, Map, Step
 from effnet_np.kernels.simd import int64, load, load_scalar, njit, splat, staged, store, store_int, store_scalar, void
-from effnet_np.kernels.target import BYTES, REGISTERS, VECTORS, WIDTH
+from effnet_np.kernels.target import BYTES, REGISTERS, WIDTH
 from effnet_np.kernels.tiling import IDENTITY, Ahead, ceil_div, share_of
 from effnet_np.kernels.training.batch import Partial, image_of
-from effnet_np.kernels.training.norm import A, B, C, MEAN, MOMENTS, SCALE, SHIFT, SUMS, Ready, add_moments, clear, of_norm
+from effnet_np.kernels.training.norm import MEAN, MOMENTS, SCALE, SHIFT, SUMS, A, B, C, Ready, add_moments, clear, of_norm
 from effnet_np.kernels.training.rows import activate_row, both_row, copy_row, gradient_row
 from effnet_np.kernels.training.slopes import total
 
@@ -158,7 +158,7 @@ def make_rows(step, share, source, ring, made, needed):
     while made < needed:
         slot = made % ring.slots
         count = min(needed - made, ring.slots - slot)
-        target = Map(ring.address + slot * ring.row + max(window.pad, 0) * BYTES, ring.row, ring.plane)
+        target = Map(ring.address + slot * ring.row + max(window.left, 0) * BYTES, ring.row, ring.plane)
         if step.expand.weights != 0:
             shape, matrix = Shape(2 * share.vectors, count, window.width), panel_at(step.expand, share.first_block)
             here = map_at(source, 0, made * window.width)
@@ -190,11 +190,11 @@ def depthwise_forward(step, task, scratch):
     zero_edges(ring, window, share.vectors)
     y, end = band * window.out_height // step.bands, (band + 1) * window.out_height // step.bands
     begin = y
-    made = max(0, y * window.stride - window.pad)
+    made = max(0, y * window.stride - window.top)
     while y < end:
         last = min(end, y + step.chunk)
-        first = y * window.stride - window.pad
-        needed = min(window.height, (last - 1) * window.stride - window.pad + window.kernel)
+        first = y * window.stride - window.top
+        needed = min(window.height, (last - 1) * window.stride - window.top + window.kernel)
         make_rows(step, share, source, ring, made, needed)
         made = max(made, needed)
         list_rows(sources, ring, window, first, (last - y - 1) * window.stride + window.kernel)
@@ -377,9 +377,10 @@ def depthwise_backward(step, task, scratch):
     size, out_size, kernel = window.height * window.width, window.out_height * window.out_width, window.kernel
     source = image_of(step.source, image, size)
     sources = scratch + HEAD
-    pad = kernel - 1 - window.pad  # rows of the dilated draw above the first that an input looks at
+    pad = kernel - 1 - window.top  # rows of the dilated draw above the first that an input looks at
+    lead = (kernel - 1 - window.left) * BYTES
     ring = Ring(sources + back_list_bytes(step.chunk, kernel), step.ring.slots, step.ring.row, step.ring.plane, 0)
-    draw = Draw(image_of(step.raw, image, out_size), image_of(step.gradient, image, out_size), ring, pad * BYTES)
+    draw = Draw(image_of(step.raw, image, out_size), image_of(step.gradient, image, out_size), ring, lead)
     zero(ring.address, share.vectors * ring.plane // BYTES)
     expanded = Map(ring.address + share.vectors * ring.plane, 0, step.chunk * window.width * BYTES)
     dx = expanded.address + share.vectors * expanded.plane

@@ -24,7 +24,7 @@ from effnet_np.kernels.simd import njit
 from effnet_np.kernels.target import BYTES, VECTORS, WIDTH
 from effnet_np.kernels.tiling import IDENTITY, Ahead, band_of, ceil_div, group_start, share_of
 from effnet_np.kernels.training.batch import Partial
-from effnet_np.kernels.training.norm import A, B, C, MOMENTS, Norm, add_moments, clear, of_norm
+from effnet_np.kernels.training.norm import MOMENTS, A, B, C, Norm, add_moments, clear, of_norm
 from effnet_np.kernels.training.outer import Outer, outer
 from effnet_np.kernels.training.rows import gradient_row
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from effnet_np.kernels.kernel import kernel
-from effnet_np.kernels.record import Address, Bytes, Count, Step
+from effnet_np.kernels.record import Address, Count, Step
 from effnet_np.kernels.simd import load, load_scalar, njit, splat, store, store_scalar
 from effnet_np.kernels.target import BYTES, UNIT, VECTORS, WIDTH
 from effnet_np.kernels.tiling import band_of, ceil_div, group_start, share_of

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from effnet_np.kernels.arena import Arena
-from effnet_np.kernels.depthwise import Taps, Window, plan_ring, rows_name
+from effnet_np.kernels.depthwise import Taps, plan_ring, rows_name, window_of
 from effnet_np.kernels.head import MAX, MEAN
 from effnet_np.kernels.record import Activation, At, Cut, Step
 from effnet_np.kernels.stem import StemLayer
@@ -181,9 +181,10 @@ class Planner:
     def stem_layer(self) -> StemLayer:
         row = ceil_div(self.asked.width + 2, 16) * 64
         there = self.layers.stem.there
-        return StemLayer(
-            At("image", 0), self.config.num_channels, self.asked.height, self.asked.width, row, there.weights, there.bias
-        )
+        height, width = self.asked.height, self.asked.width
+        top, _, left, _ = self.config.architecture().stem.zeros(height, width)
+        image, channels = At("image", 0), self.config.num_channels
+        return StemLayer(image, channels, height, width, top, left, row, there.weights, there.bias)
 
     def stem(self, raw: BatchMap, target: BatchMap) -> Iterator[Step]:
         bands = max(1, min(raw.height, max(raw.height // 16, ceil_div(16, raw.images))))
@@ -221,9 +222,7 @@ class Planner:
 
     def depthwise(self, block: Block, maps: BlockMaps) -> Iterator[Step]:
         spec, source, target = block.spec, maps.source, maps.raw
-        window = Window(
-            spec.kernel_size, spec.stride, spec.padding[0], source.height, source.width, target.height, target.width
-        )
+        window = window_of(spec, source, target)
         bands = self.bands(target.height)
         tasks = cut(target.blocks, bands * target.images, bands_first=False)
         chunk, ring = plan_ring(window, ceil_div(target.blocks, tasks.groups), ceil_div(window.out_height, bands))
@@ -494,7 +493,7 @@ class Planner:
     def depthwise_back(self, block: Block, maps: BlockMaps, gradient, target) -> Iterator[Step]:
         """From dz of the depthwise convolution's norm to the block's input; target: where its gradient goes, if it is wanted."""
         spec, source, raw = block.spec, maps.source, maps.raw
-        window = Window(spec.kernel_size, spec.stride, spec.padding[0], source.height, source.width, raw.height, raw.width)
+        window = window_of(spec, source, raw)
         bands = self.bands(source.height)
         tasks = cut(raw.blocks, bands * raw.images, bands_first=False)
         chunk, ring = plan_back(window, ceil_div(raw.blocks, tasks.groups), ceil_div(window.height, bands), ROOM)

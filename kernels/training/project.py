@@ -22,15 +22,15 @@ import numpy as np
 
 from effnet_np.kernels.kernel import kernel
 from effnet_np.kernels.product import Epilogue, Panel, Shape, map_at, panel_at, product
-from effnet_np.kernels.record import Activation, Address, Count, Function, Map, Step
+from effnet_np.kernels.record import Activation, Count, Function, Map, Step
 from effnet_np.kernels.simd import load, njit, splat, store
 from effnet_np.kernels.target import BYTES, VECTORS, WIDTH
-from effnet_np.kernels.tiling import IDENTITY, Ahead, band_of, blocks_of, ceil_div, share_of
+from effnet_np.kernels.tiling import IDENTITY, Ahead, band_of, share_of
 from effnet_np.kernels.training.batch import Partial, image_of
 from effnet_np.kernels.training.expand import all_groups
-from effnet_np.kernels.training.norm import A, B, C, MEAN, MOMENTS, SCALE, SHIFT, SUMS, Norm, add_moments, clear, of_norm
-from effnet_np.kernels.training.outer import ROWS, Outer, outer
-from effnet_np.kernels.training.rows import activate_row, add_row, gradient_row, scale_row, slope_row, sums_row
+from effnet_np.kernels.training.norm import MEAN, MOMENTS, SCALE, SHIFT, SUMS, A, B, C, Norm, add_moments, clear, of_norm
+from effnet_np.kernels.training.outer import Outer, outer
+from effnet_np.kernels.training.rows import activate_row, gradient_row, scale_row, slope_row, sums_row
 
 ZERO, ONE = np.float32(0), np.float32(1)
 STRETCH = 256  # positions that lie in the scratch at a time

@@ -95,9 +95,7 @@ class Panels:
         there, back = self.reserve(size), self.reserve(size)
         tasks = cut(blocks_of(channels) * 3, 1)._replace(groups=blocks_of(channels), blocks=blocks_of(channels))
         self.steps.append(
-            PackTaps(
-                cut=tasks, source=self.state(name), channels=channels, taps=kernel**2, there=there, back=back
-            )
+            PackTaps(cut=tasks, source=self.state(name), channels=channels, taps=kernel**2, there=there, back=back)
         )
         return there, back
 

@@ -21,7 +21,7 @@ from effnet_np.kernels.stem import StemLayer, copy_rows, stem_flops, stem_row, s
 from effnet_np.kernels.target import BYTES, VECTORS, WIDTH
 from effnet_np.kernels.tiling import IDENTITY, Ahead, Share, band_of, ceil_div, group_start
 from effnet_np.kernels.training.batch import Partial, image_of
-from effnet_np.kernels.training.norm import A, B, C, MEAN, MOMENTS, SCALE, SHIFT, SUMS, Norm, add_moments, clear, of_norm
+from effnet_np.kernels.training.norm import MEAN, MOMENTS, SCALE, SHIFT, SUMS, A, B, C, Norm, add_moments, clear, of_norm
 from effnet_np.kernels.training.outer import Outer, outer
 from effnet_np.kernels.training.rows import gradient_row, slope_row
 
@@ -32,7 +32,9 @@ ZERO, ONE = np.float32(0), np.float32(1)
 def picture_of(layer, image):
     """The layer for one picture of the batch."""
     address = layer.image + image * (4 * layer.channels * layer.height * layer.width)
-    return StemLayer(address, layer.channels, layer.height, layer.width, layer.row, layer.weights, layer.bias)
+    return StemLayer(
+        address, layer.channels, layer.height, layer.width, layer.top, layer.left, layer.row, layer.weights, layer.bias
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,10 +164,11 @@ def fold_back(layer, y, windows, width, pixels):
     """Adds the gradient of a row of windows to that of the picture."""
     for number in range(9 * layer.channels):
         c, i, j = number // 9, number % 9 // 3, number % 3
-        if 2 * y + i < layer.height:
-            to = pixels + ((c * layer.height + 2 * y + i) * layer.width + j) * 4
+        row, first = 2 * y + i - layer.top, j - layer.left  # where the first window has this number
+        if 0 <= row < layer.height:
+            to = pixels + ((c * layer.height + row) * layer.width + first) * 4
             source = windows + number // WIDTH * (width * BYTES) + number % WIDTH * 4
-            for x in range(min(width, (layer.width - j + 1) // 2)):
+            for x in range(1 if first < 0 else 0, min(width, (layer.width - first + 1) // 2)):
                 store_scalar(to + 8 * x, load_scalar(to + 8 * x) + load_scalar(source + x * BYTES))
 
 

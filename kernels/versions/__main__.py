@@ -86,10 +86,10 @@ def main() -> int:
     if not options.check and os.environ.get("OPENBLAS_NUM_THREADS") != "1":  # NumPy's library reads it when it is loaded
         command = [sys.executable, "-m", "effnet_np.kernels.versions", *sys.argv[1:]]
         return subprocess.run(command, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}).returncode
-    from effnet_np.kernels.versions import depthwise, product
+    from effnet_np.kernels.versions import depthwise, fused, product
 
     print(cpu())
-    stories = (product, depthwise)
+    stories = (product, depthwise, fused)
     check(stories)
     if not options.check:
         for story in stories:

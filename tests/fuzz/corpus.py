@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -14,6 +15,20 @@ from safetensors.numpy import save
 
 from tests.fuzz import traces
 
+TIMM_CONFIG = {
+    "architecture": "tf_efficientnet_b0",
+    "num_classes": 3,
+    "label_names": ["a", "b", "c"],
+    "pretrained_cfg": {
+        "tag": "in1k",
+        "input_size": [3, 224, 224],
+        "crop_pct": 0.875,
+        "crop_mode": "center",
+        "interpolation": "bicubic",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    },
+}
 CORPUS = Path(__file__).parent.parent / "corpus"
 TENSORS = {
     "classifier.bias": np.arange(5, dtype=np.float32),
@@ -50,8 +65,57 @@ def h5(libver, members: int = 0, **options) -> bytes:
     return buffer.getvalue()
 
 
+KERAS = {  # a layer's name: (its class, its variables)
+    "normalization": ("normalization", {"mean": np.ones(3), "variance": np.ones(3), "count": np.int32(0)}),
+    "stem_conv": ("conv2d", {"kernel": np.ones((1, 1, 3, 2))}),
+    "stem_bn": ("batch_normalization", dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), np.ones(2))),
+    "block1a_dwconv": ("depthwise_conv2d", {"kernel": np.ones((3, 3, 2, 1))}),
+    "predictions": ("dense", {"kernel": np.ones((2, 5)), "bias": np.ones(5)}),
+}
+
+
+def keras_config() -> str:
+    """As Keras describes a model, for those layers."""
+    layers = [{"class_name": "InputLayer", "config": {"batch_shape": [None, 64, 64, 3]}, "name": "input_layer"}]
+    layers.append({"class_name": "Rescaling", "config": {"scale": 1 / 255, "offset": 0.0}, "name": "rescaling"})
+    for name, (kind, _) in KERAS.items():
+        words = kind.replace("conv2d", "conv2D").split("_")
+        layers.append({"class_name": "".join(word[:1].upper() + word[1:] for word in words), "config": {}, "name": name})
+    return json.dumps({"class_name": "Functional", "config": {"name": "small", "layers": layers}})
+
+
+def keras_h5(numbered: bool, named: bool = True, config: str = "") -> bytes:
+    """Weights in Keras 3's tree, or in that of Keras 2 and of whole .h5 models."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        for name, (kind, variables) in KERAS.items():
+            for number, (variable, array) in enumerate(variables.items()):
+                place = f"layers/{kind}/vars/{number}" if numbered else f"model_weights/{name}/{name}/{variable}"
+                file[place] = np.asarray(array, array.dtype if array.dtype == np.int32 else np.float32)
+            if numbered and named:
+                file[f"layers/{kind}/vars"].attrs["name"] = name
+            if not numbered:
+                file[f"model_weights/{name}"].attrs["weight_names"] = np.array([f"{name}/{key}" for key in variables], "S")
+        if config:
+            file.attrs["model_config"] = config
+    return buffer.getvalue()
+
+
+def keras_zip(weights: bytes, config: str, method: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as file:
+        for name, text in (("metadata.json", "{}"), ("config.json", config), ("model.weights.h5", weights)):
+            file.writestr(name, text)
+    return buffer.getvalue()
+
+
 def main() -> None:
     traces.corpus(put)
+    put("keras/small.weights.h5", keras_h5(numbered=True))
+    put("keras/whole.h5", keras_h5(numbered=False, config=keras_config()))
+    put("keras/small.keras", keras_zip(keras_h5(numbered=True), keras_config()))
+    put("keras/unnamed.keras", keras_zip(keras_h5(numbered=True, named=False), keras_config()))
+    put("json/timm.json", json.dumps(TIMM_CONFIG).encode())
     from effnet_np import EfficientNetConfig, EfficientNetImageProcessor
 
     base = torch.arange(24, dtype=torch.float32)

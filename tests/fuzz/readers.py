@@ -7,9 +7,10 @@ import PIL.features
 
 import effnet_np
 from effnet_np.checkpoints import checkpoint, hub
+from effnet_np.checkpoints.keras_file import KerasFile
 from effnet_np.checkpoints.safetensors_file import SafetensorsFile
 from effnet_np.checkpoints.torch_file import BFLOAT16, TorchFile
-from effnet_np.config_checks import MAX_WEIGHTS, num_weights
+from effnet_np.config_checks import MAX_WEIGHTS_L2, num_weights
 from effnet_np.images.io import load_image
 from effnet_np.images.processor import EfficientNetImageProcessor
 from tests.fuzz import traces
@@ -55,6 +56,15 @@ def h5(path: Path) -> None:
     checkpoint.Checkpoint(path).close()
 
 
+def keras(path: Path) -> None:
+    reader = checkpoint.open_weights(path)
+    if isinstance(reader, KerasFile):
+        reader.preprocessing()
+        reader.input_size()
+    _read_all(reader)
+    effnet_np.EfficientNetConfig.from_pretrained(path, architecture="EfficientNetB0")
+
+
 def _described(cls):
     """A configuration that is accepted can be written down, and is the same again."""
 
@@ -62,13 +72,14 @@ def _described(cls):
         value = cls.from_pretrained(path)
         assert cls.from_dict(value.to_dict()).to_dict() == value.to_dict()
         if cls is effnet_np.EfficientNetConfig:
-            assert 0 < num_weights(value) <= MAX_WEIGHTS
+            assert 0 < num_weights(value) <= MAX_WEIGHTS_L2
 
     return read
 
 
 DESCRIPTIONS = {
     "config.json": _described(effnet_np.EfficientNetConfig),
+    "timm.json": _described(effnet_np.EfficientNetConfig),
     "preprocessor_config.json": _described(EfficientNetImageProcessor),
     "model.safetensors.index.json": hub.read_weight_map,
 }
@@ -108,6 +119,7 @@ READERS = {
     "torch": (torch, True, "torch"),
     "safetensors": (safetensors, True, "safetensors"),
     "h5": (h5, True, "h5"),
+    "keras": (keras, True, "keras"),
     "json": (json, True, "json"),
     "pictures": (pictures, False, "pictures"),
     "classify": (classify, False, "pictures"),

@@ -1,0 +1,208 @@
+"""`effnet-np bench --training`: a step of learning (forward, back, AdamW) beside PyTorch, eager and channels-last.
+
+As kernels/bench.py measures: a process for each engine, the same weights and pictures, first answers compared (the gradient of
+the classifier, dropout off), then interleaved rounds (dropout on), medians. Memory is what each process's resident set rises
+above what it was with the model built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from effnet_np.kernels import bench
+
+PEERS = ("torch", "torch-channels-last")
+TOLERANCE = 1e-2  # of the largest gradient: with the batch's statistics, rounding alone moves it
+COLUMNS = ("model", "threads", "batch", "statistics", "ours ms", *(f"{peer} ms" for peer in PEERS), "of best peer", "of GEMM",
+           "ours MB", "PyTorch MB", "of its memory")  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
+    """The command. Prints a table; gives its exit status."""
+    bench.check_installed(["torch"], bool(options.plot))
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+        for model in options.model:
+            for batch in options.batch:
+                for threads in sorted(set(options.threads)):
+                    for statistics in ("batch", "stored"):
+                        results.append(measure(model, threads, batch, statistics, options.seconds, folder))
+                        print("| " + " | ".join(cells(results[-1])) + " |", flush=True)
+    if options.json:
+        Path(options.json).write_text(json.dumps(results, indent=2) + "\n")
+    if options.plot:
+        plot(results, options.plot)
+    return 0
+
+
+def cells(result: dict[str, Any]) -> list[str]:
+    ms, memory = result["milliseconds"], result["megabytes"]
+    least = min(memory[peer] for peer in PEERS)
+    numbers = [f"{ms[name]:.0f}" for name in ("ours", *PEERS)]
+    shares = [f"{result['of_best_peer']:.2f}", f"{result['of_gemm']:.2f}"]
+    sizes = [f"{memory['ours']:.0f}", f"{least:.0f}", f"{memory['ours'] / least:.2f}"]
+    return [str(result[name]) for name in ("model", "threads", "batch", "statistics")] + numbers + shares + sizes
+
+
+def measure(model: str, threads: int, batch: int, statistics: str, seconds: float, folder: str) -> dict[str, Any]:
+    """Medians of every engine, interleaved."""
+    module = "effnet_np.training.bench"
+    names = ("ours", *PEERS, "gemm")
+    engines = {name: bench.Engine(f"{name}:{statistics}", model, threads, batch, folder, module) for name in names}
+    try:
+        answers = {name: np.load(engine.ready()) for name, engine in engines.items()}
+        for name in PEERS:
+            error = np.abs(answers[name] - answers["ours"]).max() / np.abs(answers["ours"]).max()
+            if not error <= TOLERANCE:
+                raise ValueError(
+                    f"{name} and ours disagree on {model} by {error:.1e} of the largest gradient: nothing was timed"
+                )
+        times, _ = bench.interleaved(engines, seconds)
+        memory = {name: engine.turn(0)[0] for name, engine in engines.items()}
+    finally:
+        for engine in engines.values():
+            engine.stop()
+    milliseconds = {name: float(np.median(taken)) * 1e3 for name, taken in times.items()}
+    gemm = 2 * bench.GEMM_SIZE**3 / np.percentile(times["gemm"], 10) / 1e9
+    return {
+        "model": model,
+        "threads": threads,
+        "batch": batch,
+        "statistics": statistics,
+        "milliseconds": milliseconds,
+        "megabytes": memory,
+        "of_best_peer": milliseconds["ours"] / min(milliseconds[peer] for peer in PEERS),
+        "of_gemm": 3 * bench.flops(model) * batch / milliseconds["ours"] / 1e6 / gemm,
+    }
+
+
+# -- the engines ------------------------------------------------------------------------------------------------------
+
+
+def stepper(name: str, model: str, threads: int, batch: int, statistics: str) -> tuple[Callable, Callable, Callable]:
+    """(a step of learning; the gradient of the classifier's weight from it; what turns dropout on or off)."""
+    images, labels = bench.images(model, batch), np.arange(batch)
+    if name == "ours":
+        return ours(model, threads, statistics, images, labels)
+    import torch
+
+    torch.set_num_threads(threads)
+    theirs = bench.torch_model(model).train()
+    pixels = torch.from_numpy(images)
+    if name == "torch-channels-last":
+        theirs, pixels = theirs.to(memory_format=torch.channels_last), pixels.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(theirs.parameters(), 1e-6)
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm2d) and statistics == "stored":
+            module.eval()
+    dropouts = {module: module.p for module in theirs.modules() if isinstance(module, torch.nn.Dropout)}
+
+    def drop(on: bool) -> None:
+        for module, rate in dropouts.items():
+            module.p = rate if on else 0.0
+
+    def step() -> None:
+        optimizer.zero_grad()
+        theirs(pixels, labels=torch.from_numpy(labels)).loss.backward()
+        optimizer.step()
+
+    return step, lambda: theirs.classifier.weight.grad.numpy(), drop
+
+
+def ours(model: str, threads: int, statistics: str, images: np.ndarray, labels: np.ndarray) -> tuple[Callable, ...]:
+    from effnet_np.layers import Dropout
+    from effnet_np.training.compiled import CompiledForTraining
+    from effnet_np.training.optimizers import AdamW
+    from effnet_np.training.trainer import Trainer
+
+    learner = CompiledForTraining(bench.network(model), threads)
+    parameters = dict(learner.named_parameters())
+    trainer = Trainer(learner, AdamW(parameters, 1e-6), batch_norm="learning" if statistics == "batch" else "stored")
+    dropouts = {module: module.rate for _, module in learner.model.named_modules() if isinstance(module, Dropout)}
+
+    def drop(on: bool) -> None:
+        for module, rate in dropouts.items():
+            module.rate = rate if on else 0.0
+
+    def step() -> None:
+        trainer.step(images, labels)
+
+    return (
+        step,
+        lambda: learner.gradients(images, labels, ["classifier.weight"], 0.0, (0,)).parameters["classifier.weight"],
+        drop,
+    )
+
+
+def serve(name: str, model: str, threads: str, batch: str, folder: str) -> None:
+    """The engine's process: one answer, then as many steps as each line of stdin says, or, for 0, the memory of all so far."""
+    name, _, statistics = name.partition(":")
+    if name == "gemm":
+        step: Callable = bench.answerer(name, model, int(threads), int(batch), folder)
+        answer, built = np.zeros(1), resident()
+        step()
+    else:
+        step, gradient, drop = stepper(name, model, int(threads), int(batch), statistics)
+        built = resident()
+        drop(False)
+        if name != "ours":
+            step()
+        answer = np.array(gradient())
+        drop(True)
+    file = os.path.join(folder, f"{name}.npy")
+    np.save(file, answer)
+    print("@" + file, flush=True)
+    for line in sys.stdin:
+        if int(line) == 0:
+            print(f"@{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - built:.1f}", flush=True)
+            continue
+        step()
+        taken = []
+        for _ in range(int(line)):
+            began = time.perf_counter()
+            step()
+            taken.append(time.perf_counter() - began)
+        print("@" + " ".join(f"{seconds:.9f}" for seconds in taken), flush=True)
+
+
+def resident() -> float:
+    """Megabytes of this process in memory now."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def plot(results: list[dict[str, Any]], file: str) -> None:
+    """Bars: each engine's step, a group for each line of the table."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5))
+    for number, name in enumerate(("ours", *PEERS)):
+        heights = [result["milliseconds"][name] / result["batch"] for result in results]
+        axes.bar(np.arange(len(results)) + 0.27 * (number - 1), heights, 0.25, label=name)
+    labels = [f"{r['model']}, {r['statistics']}\n{r['threads']} threads" for r in results]
+    axes.set_xticks(np.arange(len(results)), labels, fontsize=8)
+    axes.set(ylabel="milliseconds a picture", title="A step of learning: forward, back, AdamW")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])
