@@ -56,8 +56,8 @@ def exactly(model, images, **options):
 
 
 def assert_gradients(got, exact, single=None, tolerance=2e-5):
-    """Each to that share of its largest number; a bias before another layer's batch norm, which changes next to nothing, to that
-    share of its norm's weight's. single: the reference's float32; up to six times as much as that is off is allowed.
+    """Each to that share of its largest number; a bias before another layer's batch norm, which changes next to nothing, to
+    that share of its norm's weight's. single: the reference's float32; up to six times as much as that is off is allowed.
     """
     assert list(got.parameters) == list(exact.parameters)
     pairs = {name: (got.parameters[name], exact.parameters[name]) for name in exact.parameters}
@@ -295,7 +295,8 @@ def test_ctrl_c_leaves_a_model_that_goes_on():
 def test_machine_code_of_training_is_a_file_of_its_own():
     assert library.cache_file() != library.cache_file(library.TRAINING)
     names = {part: {kernel.name for kernel in library._registered(part)} for part in (library.FORWARD, library.TRAINING)}
-    assert "product" in names[library.FORWARD] and "outer" in names[library.TRAINING]
+    assert "product" in names[library.FORWARD]
+    assert "outer" in names[library.TRAINING]
     assert not names[library.FORWARD] & names[library.TRAINING]
     code = (
         "import sys, effnet_np; m = effnet_np.EfficientNetForImageClassification(effnet_np.EfficientNetConfig.preset('b0'));"

@@ -91,7 +91,7 @@ def measure(model: str, threads: int, batch: int, statistics: str, seconds: floa
 # -- the engines ------------------------------------------------------------------------------------------------------
 
 
-def stepper(name: str, model: str, threads: int, batch: int, statistics: str) -> tuple[Callable, Callable, Callable]:
+def stepper(name: str, model: str, threads: int, batch: int, statistics: str) -> tuple[Callable, ...]:
     """(a step of learning; the gradient of the classifier's weight from it; what turns dropout on or off)."""
     images, labels = bench.images(model, batch), np.arange(batch)
     if name == "ours":

@@ -1,7 +1,7 @@
 """One step of learning, run: pictures in, logits out; their gradient in, all gradients out.
 
-What it holds: weights and gradients (state.py), the panels, a few plans, one for each shape of batch that was seen lately, which
-share one memory of maps; and a pool of threads. The loss is not its business.
+What it holds: weights and gradients (state.py), the panels, a few plans, one for each shape of batch that was seen lately,
+which share one memory of maps; and a pool of threads. The loss is not its business.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class TrainingNetwork:
         return read(bound.view(plan.logits), plan.logits)
 
     def backward(self, gradient: np.ndarray, pixels: np.ndarray | None = None) -> None:
-        """dL/d what forward gave -> `parameters.gradients`; dL/d images into `pixels`, zeros of their shape, if it is wanted."""
+        """dL/d what forward gave -> `parameters.gradients`; dL/d images into `pixels`, zeros of their shape, if wanted."""
         bound, plan = self._bound, self._bound.plan
         dpooled = BatchMap(0, plan.pooled.channels, plan.pooled.images, 1, 1, "dpooled")
         where = dpooled if plan.logits is None else plan.logits

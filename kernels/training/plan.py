@@ -491,7 +491,7 @@ class Planner:
         )
 
     def depthwise_back(self, block: Block, maps: BlockMaps, gradient, target) -> Iterator[Step]:
-        """From dz of the depthwise convolution's norm to the block's input; target: where its gradient goes, if it is wanted."""
+        """From dz of the depthwise convolution's norm to the block's input; target: where its gradient goes, if wanted."""
         spec, source, raw = block.spec, maps.source, maps.raw
         window = window_of(spec, source, raw)
         bands = self.bands(source.height)

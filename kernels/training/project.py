@@ -278,7 +278,7 @@ def project_weights(step, task, scratch):
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectBackward(Step):
-    """dz of the batch norm before the activation, and its sums. A task: a range of positions for a group of blocks of inputs."""
+    """dz of the batch norm before the activation, and its sums. A task: some positions for a group of blocks of inputs."""
 
     draw: Map
     inputs: Count

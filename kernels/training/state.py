@@ -1,7 +1,8 @@
 """The numbers that are learnt, and the panels that the products read.
 
 All weights and statistics lie in one array of floats, as the state dict has them: a name is a view of it, so `state_dict()`
-costs nothing at any time, and an optimiser's step is one pass over memory. Their gradients lie in a second one at the same places.
+costs nothing at any time, and an optimiser's step is one pass over memory. Their gradients lie in a second one, at the same
+places.
 
 Panels and each batch norm's scale and shift lie in a third, which depends on the network but not on the
 pictures: `Panels` hands out places there, and has the steps that fill them.

@@ -1,4 +1,4 @@
-"""The stem in training: the 3x3 convolution of ../stem.py without an activation, and the way back to its weights and the pixels.
+"""The stem in training: the 3x3 convolution of ../stem.py without an activation, and the way back to weights and pixels.
 
 Plain meaning of the way back, for the windows of a row (pixels of it, 9 C numbers each), as `ops.full_conv2d` has them:
 
