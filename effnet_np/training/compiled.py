@@ -54,7 +54,7 @@ class CompiledForTraining:
         self.model: Any = copy.deepcopy(model)
         self.config, self.image_processor = self.model.config, self.model.image_processor
         self.classifies = isinstance(model, EfficientNetForImageClassification)
-        self._backbone: Any = self.model.efficientnet if self.classifies else self.model
+        self._backbone: Any = getattr(self.model, "efficientnet", self.model)
         self._prefix = "efficientnet." if self.classifies else ""
         self._norms = {name: module for name, module in self._backbone.named_modules() if isinstance(module, BatchNorm2d)}
         self._blocks = self.config.blocks()
