@@ -50,7 +50,8 @@ class PreTrainedModel(Module):
         Google's on the hub, "lite0" the embedded one; or a checkpoint of timm, geffnet, torchvision, lukemelas or Keras (see
         weights/README.md), of which `architecture` says by the library's name what the file does not. `config` and
         `image_processor` (itself, a short name, a folder or a file) are used in place of the source's. Hub options: `revision`,
-        `local_files_only`, `cache_dir`, `token`, `force_download`, `subfolder` (of a local folder, too); all others override fields of the configuration, such as `num_labels` for a new
+        `local_files_only`, `cache_dir`, `token`, `force_download`, `subfolder` (of a local folder, too); all others override
+        fields of the configuration, such as `num_labels` for a new
         head, which needs `ignore_mismatched_sizes=True`, is initialised with `seed`, and named in a UserWarning. `torch_dtype`
         (or `dtype`) may be float32, "auto" or float64. NaN and infinite weights are refused unless `allow_nonfinite=True`.
         Raises FileNotFoundError, ValueError, or TypeError for an option that is none of these.
