@@ -207,13 +207,13 @@ def test_bench_says_what_is_missing_before_it_measures(monkeypatch, capsys):
 
     monkeypatch.setattr(bench, "find_spec", lambda name: None)
     monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("it measured"))
-    for arguments, name in ((["--peers"], "numba for Numba"), (["--peers", "torch"], "numba for Numba")):
+    for arguments, name in ((["--peers"], "numba"), (["--peers", "torch"], "numba")):
         assert main(["bench", *arguments]) == 1
         assert f"bench needs {name}: pip install 'effnet_np[bench]'" in capsys.readouterr().err
     monkeypatch.setattr(bench, "find_spec", lambda name: None if name in ("torch", "matplotlib") else name)
     for arguments, name in (
-        (["--peers", "torch"], "torch for torch"),
-        (["--peers", "--plot", "x.png"], "matplotlib for --plot"),
+        (["--peers", "torch"], "torch"),
+        (["--peers", "--plot", "x.png"], "matplotlib"),
     ):
         assert main(["bench", *arguments]) == 1
         assert name in capsys.readouterr().err

@@ -74,7 +74,8 @@ def verdict(result: Comparison) -> str:
     where = " (each on the reference's own input)" if result.forced else ""
     if first is not None:
         wrong = sum(row.status in DIVERGED for row in result.rows)
-        size = first.note or f"{first.relative:.1e} of the reference's largest number"
+        size = "" if first.relative is None else f"{first.relative:.1e} of the reference's largest number"
+        size = "; ".join(filter(None, (size, first.note)))
         return f"first divergence: {first.name}: {first.status}, {size}; {wrong} of {count} differ{where}"
     faults = []
     for status, what in (("MISSING", "are missing"), ("ZERO", f"are nearly zero (below {NEARLY_ZERO:g}), which shows nothing")):
