@@ -4,6 +4,7 @@ The libraries are the extra `test-families`. They want an environment of their o
 operators do not load, and transformers, which the other tests need, fails where torchvision is there.
 """
 
+import functools
 import importlib.util
 import os
 import re
@@ -29,6 +30,7 @@ def require():
     declare_operators()
 
 
+@functools.cache  # PyTorch takes them once
 def declare_operators():
     """Name torchvision's operators, which its Python asks for when it is imported. Its models and timm's call none of them."""
     folder = Path(importlib.util.find_spec("torchvision").origin).parent
