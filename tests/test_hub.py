@@ -92,7 +92,7 @@ def test_what_is_not_cached_names_the_command_that_fetches_it(cache):
 def test_names_that_mean_nothing():
     for name in ("b8", "efficientnet-b0", "a/b/c", "photo.h5", "some/model.h5", "../x"):
         with pytest.raises(
-            FileNotFoundError, match="known short names are b0, .*lite0; a hub id looks like google/efficientnet-b0"
+            FileNotFoundError, match="known short names are b0, .*lite2; a hub id looks like google/efficientnet-b0"
         ):
             hub.resolve(name)
 

@@ -163,7 +163,21 @@ def golden() -> Trace:
     from effnet_np.tracing.trace import enliven
 
     config = effnet_np.EfficientNetConfig.preset("b0", num_labels=3)
-    spec = BlockSpec(0, 0, 2, 6, 2, 1, 3, 1, (1, 1), 3, True, 0.0)
+    spec = BlockSpec(
+        kernel_size=3,
+        stride=1,
+        padding=(1, 1),
+        index=0,
+        stage=0,
+        fused=False,
+        in_channels=2,
+        expanded_channels=6,
+        out_channels=2,
+        squeeze_channels=1,
+        expand_ratio=3,
+        residual=True,
+        drop_rate=0.0,
+    )
     block = EfficientNetBlock(config, spec, np.random.default_rng(0))
     enliven(block)
     with Trace(block, inputs=True, weights=True) as recorded:
