@@ -64,12 +64,12 @@ def _where(ours: np.ndarray, theirs: np.ndarray, worst: int, limit: float) -> st
     place = np.unravel_index(worst, ours.shape)
     at = ", ".join(map(str, map(int, place)))
     notes = [f"the largest error at ({at}): ours {ours[place]:.6g}, the reference {theirs[place]:.6g}"]
-    if ours.size > MOST_SORTED or ours.dtype.kind != "f":
+    if ours.ndim not in AXES or ours.size > MOST_SORTED or ours.dtype.kind != "f":
         return notes[0]
     with np.errstate(all="ignore"):
         error = np.subtract(ours, theirs)
         wrong = np.abs(error, out=error) > limit
-    for axis, kind in enumerate(AXES.get(wrong.ndim, ())):
+    for axis, kind in enumerate(AXES[wrong.ndim]):
         indices = np.flatnonzero(wrong.any(axis=tuple(other for other in range(wrong.ndim) if other != axis)))
         if len(indices) <= wrong.shape[axis] // 2:
             some = ", ".join(map(str, indices[:8].tolist())) + (", ..." if len(indices) > 8 else "")
