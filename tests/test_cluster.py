@@ -52,6 +52,15 @@ class Deadly(distributed.WorkerPlugin):
         stream.load_image, cluster.get_runner = load_image, count
 
 
+@pytest.fixture(scope="module", autouse=True)
+def environment_as_it_was():
+    """Dask's nannies leave OPENBLAS_NUM_THREADS=1 and the like in this process: NumPy's last bits would differ in children."""
+    before = os.environ.copy()
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="module")
 def client():
     cluster.DEATHS = DEATHS  # each costs seconds
