@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lively import enliven  # noqa: F401  (the families' tests ask here)
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 LIBRARIES = ("torchvision", "timm", "efficientnet_pytorch", "geffnet", "keras")
@@ -39,27 +40,6 @@ def declare_operators():
     for name in sorted(names):
         library.define(f"{name}(Tensor x) -> Tensor")
     declare_operators.library = library  # the names go when it does
-
-
-def enliven(model, seed=0):
-    """Weights with which a signal keeps its scale through the network, batch norms that are not the identity; in eval mode."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(tensor, mean, deviation):
-        tensor.copy_(mean + deviation * torch.randn(tensor.shape, generator=generator))
-
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
-                normal(module.weight, 0.0, module.weight[0].numel() ** -0.5)
-                if module.bias is not None:
-                    normal(module.bias, 0.0, 0.1)
-            if isinstance(module, torch.nn.BatchNorm2d):
-                normal(module.weight, 1.0, 0.2)
-                normal(module.bias, 0.0, 0.2)
-                normal(module.running_mean, 0.0, 0.1)
-                module.running_var.copy_(0.5 + 0.5 * torch.rand(module.running_var.shape, generator=generator))
-    return model.eval()
 
 
 def enliven_keras(model, seed=0):

@@ -1,5 +1,6 @@
 """Dialects without their libraries: names there and back, which network a file is, and the table in weights/README.md."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,13 +11,15 @@ from safetensors.numpy import save_file
 
 import effnet_np
 from effnet_np.checkpoints.foreign_writer import foreign_state, save_torch
+from effnet_np.cli import main
 from effnet_np.cli.export import export_to, keras_statistics
 from effnet_np.identify import fitting, shapes
+from effnet_np.tracing.trace import enliven
 from effnet_np.weights import hf, keras, lite, lukemelas, timm, torchvision
 from effnet_np.weights.dialect import Dialect, blocks_of
 from effnet_np.weights.foreign import DIALECTS, dialect_of
 
-from helpers import assert_same, pair, pixels, run_hf, state_of
+from helpers import IMAGES, assert_same, pair, pixels, run_hf, state_of
 
 Config, Classifier = effnet_np.EfficientNetConfig, effnet_np.EfficientNetForImageClassification
 NETWORKS = [(dialect, name) for dialect in DIALECTS for name in dialect.networks if "." not in name and "l2" not in name]
@@ -66,6 +69,7 @@ def test_only_timm_leaves_it_open():
 def named(tmp_path, dialect, name, seed=0):
     """A file of that library with the weights of a network of ours, and that network."""
     model = Classifier(config_of(dialect, name), seed=seed)
+    enliven(model)
     state = foreign_state(model.state_dict(), dialect, blocks_of(model.config.architecture()))
     save_torch(state, tmp_path / "model.safetensors")
     return model
@@ -83,6 +87,21 @@ def test_the_same_numbers(dialect, name, tmp_path):
         np.testing.assert_array_equal(array, found.state_dict()[key])
     backbone = effnet_np.EfficientNetModel.from_pretrained(tmp_path / "model.safetensors", architecture=name)
     np.testing.assert_array_equal(backbone.encoder.top_conv.weight, model.efficientnet.encoder.top_conv.weight)
+
+
+def test_classify_is_told_the_architecture(tmp_path, capsys):
+    named(tmp_path, timm.DIALECT, "tf_efficientnet_b0")
+    path, photo = str(tmp_path / "model.safetensors"), str(IMAGES / "coffee.png")
+    with pytest.raises(ValueError, match="or effnet-np classify --architecture efficientnet_b0"):
+        effnet_np.classify(photo, path)
+    scores = {}
+    for name in ("tf_efficientnet_b0", "efficientnet_b0"):
+        model = Classifier.from_pretrained(path, architecture=name)
+        scores[name] = effnet_np.classify(photo, path, 1, architecture=name)
+        assert scores[name] == effnet_np.classify(photo, model, 1)
+    assert scores["tf_efficientnet_b0"] != scores["efficientnet_b0"]  # their paddings and eps differ
+    assert main(["classify", photo, "--model", path, "--architecture", "tf_efficientnet_b0", "--json", "--top-k", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["predictions"] == scores["tf_efficientnet_b0"]
 
 
 def test_a_file_under_two_names(tmp_path):

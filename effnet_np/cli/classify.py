@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from effnet_np.cli.common import DASK_HELP, MODEL_HELP, PIXELS_HELP, PROCESSOR_HELP, Commands, positive, say
+from effnet_np.cli.common import ARCHITECTURE_HELP, DASK_HELP, MODEL_HELP, PIXELS_HELP, PROCESSOR_HELP, Commands, positive, say
 from effnet_np.cli.outputs import SUFFIXES, Lines, json_line, not_yet, open_output, record_of, text
 from effnet_np.cli.progress import Progress
 from effnet_np.cli.sources import Entry, Limits, entries, expand
@@ -33,6 +33,7 @@ def add(commands: Commands) -> None:
     command.add_argument("-r", "--recursive", action="store_true", help="also look into the folders below a folder")
     command.add_argument("--model", default="lite0", help=MODEL_HELP)
     command.add_argument("--processor", metavar="NAME", help=PROCESSOR_HELP)
+    command.add_argument("--architecture", metavar="NAME", help=ARCHITECTURE_HELP)
     command.add_argument("--top-k", type=positive, default=5, metavar="K", help="labels per picture (default: %(default)s)")
     command.add_argument("--embed", action="store_true", help="the pooled features of each picture in place of its labels")
     command.add_argument(
@@ -96,13 +97,14 @@ def run(options: argparse.Namespace) -> int:
 def _runner(options: argparse.Namespace) -> Any:
     from effnet_np.inference.classify import get_model, get_runner
 
+    named = {"architecture": options.architecture} if options.architecture else {}
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: say(message)
         if options.dask:
-            return get_model(options.model, options.processor)
+            return get_model(options.model, options.processor, **named)
         if options.backend == "numba":
             _compile_if_cold()
-        return get_runner(options.model, options.backend, options.threads, options.processor, features=options.embed)
+        return get_runner(options.model, options.backend, options.threads, options.processor, options.embed, **named)
 
 
 def _compile_if_cold() -> None:

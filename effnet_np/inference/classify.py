@@ -69,7 +69,8 @@ def classify(
     kernels where their machine code is on disk already, otherwise NumPy at once, and a hint. threads: of the kernels, by
     default all cores. image_processor: a processor, "b0".."b7", "lite0", a folder or a file, in place of the one that comes
     with the weights. errors: "raise" ends at the first image that fails with FileNotFoundError, TypeError, ValueError or
-    MemoryError, which names the image of a list; "return" gives the exception in the place of its predictions.
+    MemoryError, which names the image of a list; "return" gives the exception in the place of its predictions. hub_options:
+    as in `from_pretrained`, and `architecture`, by another library's name, for a file of weights that does not say it.
     """
     if top_k is not None:
         check_count("top_k", top_k, "None or ")
@@ -78,8 +79,9 @@ def classify(
     check_count("max_pixels", max_pixels)
     if function_to_apply is not None and function_to_apply not in FUNCTIONS:
         raise ValueError(f"function_to_apply must be None or one of {', '.join(FUNCTIONS)}, got {function_to_apply!r}")
-    if not set(hub_options) <= set(hub.OPTIONS):
-        raise TypeError(f"classify() has no option {', '.join(sorted(set(hub_options) - set(hub.OPTIONS)))}")
+    unknown = set(hub_options) - {*hub.OPTIONS, "architecture"}
+    if unknown:
+        raise TypeError(f"classify() has no option {', '.join(sorted(unknown))}")
     runner = get_runner(model, backend, threads, image_processor, **hub_options)
     answers = partial(
         stream,
@@ -170,9 +172,10 @@ def get_model(source: Any, image_processor: Any = None, **hub_options: Any) -> E
     with _lock:
         if key in _kept and _kept[key].is_current():  # the hub is not asked again
             return _kept[key].model
+        architecture = hub_options.pop("architecture", None)
         path = hub.resolve(source, weights=True, **hub_options)
         fingerprint = _fingerprint(path)  # before loading: a change during it shows at the next call
-        model = EfficientNetForImageClassification.from_pretrained(path)
+        model = EfficientNetForImageClassification.from_pretrained(path, architecture=architecture)
         if processor is not None:
             model.image_processor = processor
         if model.image_processor is None:
