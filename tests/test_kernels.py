@@ -17,7 +17,7 @@ pytest.importorskip("llvmlite")
 pytest.importorskip("numba")
 
 from effnet_np import EfficientNetConfig, EfficientNetForImageClassification, EfficientNetModel, ops
-from effnet_np.kernels import library, table
+from effnet_np.kernels import library, overflow, table
 from effnet_np.kernels.compiled import CompiledEfficientNet as compile_model
 from effnet_np.layer_specs import layer_specs
 from effnet_np.layers import BatchNorm2d, Conv2d, Linear
@@ -263,6 +263,18 @@ def test_what_overflows_in_a_transform_is_no_ordinary_answer(hidden_act, largest
 
 
 @pytest.mark.parametrize("fields", [{}, VARIANTS["version 2"]], ids=["version 1", "version 2"])
+@pytest.mark.parametrize("layer", ["expansion.expand_conv", "depthwise_conv.depthwise_conv", "projection.project_conv"])
+def test_sums_that_could_overflow_are_known_from_the_weights(layer):
+    """Inputs are at most 6: a sum of n weights of w can reach 6 n w, whatever signs they have."""
+    model = live(small(hidden_act="relu6"))
+    state = model.state_dict()
+    weight = state[f"efficientnet.encoder.blocks.3.{layer}.weight"]
+    signs = np.where(np.arange(weight.size).reshape(weight.shape) % 2, np.float32(1), np.float32(-1))
+    for share, safe in ((1e-6, True), (1.5, False)):
+        weight[...] = signs * np.float32(share * overflow.LIMIT / 6 / weight[0].size)
+        assert (overflow.largest_pixel(state, model.config) > 0) == safe
+
+
 def test_pixels_that_overflow_inside_are_refused(fields):
     model = live(small(hidden_act="relu6", **fields))
     x = pictures(model.config)
