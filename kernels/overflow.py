@@ -9,6 +9,7 @@ at most the sum of their absolute values times the largest input.
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 
@@ -33,15 +34,18 @@ def largest_pixel(state: dict[str, np.ndarray], config) -> float:
     limit = LIMIT / (WINOGRAD_GAIN if config.fused_stages else 1.0)
     # A channel's numbers are at most slope * pixel + reach; slope is 0 behind the stem, whose ReLU6 bounds what it hands on.
     slope, reach, most = np.ones(config.num_channels), np.zeros(config.num_channels), math.inf
-    trunk = high  # what the blocks can have handed on so far: all that they have added
+    trunk, part = high, ""  # what the blocks can have handed on so far: all that they have added
     for index, layer in enumerate(layer_specs(config.architecture(), config.image_size, config.image_size)):
         weight, bias = absolute_sums(layer, "weight"), absolute_sums(layer, "bias")
         if layer.kind == "norm":
             scale = weight / np.sqrt(absolute_sums(layer, "running_var") + config.batch_norm_eps)
             slope, reach = slope * scale, (reach + absolute_sums(layer, "running_mean")) * scale + bias
             trunk += reach.max() if layer.name.endswith("project_bn") else 0.0  # the only one without an activation behind it
-        else:
-            slope, reach = (weight, bias + 0 * weight) if index == 0 else (0 * weight, weight * trunk + bias)
+        elif index == 0:
+            slope, reach = weight, bias + 0 * weight
+        else:  # a block's first layer, and the head's, get what was handed on; the others what a ReLU6 has bounded
+            before, part = part, re.sub(r"(.*blocks\.\d+\.)?.*", r"\1", layer.name)
+            slope, reach = 0 * weight, weight * (trunk if part != before else high) + bias
         with np.errstate(divide="ignore", invalid="ignore"):
             left = np.where(slope > 0, (limit - reach) / slope, np.where(reach <= limit, math.inf, -math.inf))
         most = min(most, float(left.min()))

@@ -274,6 +274,12 @@ def test_sums_that_could_overflow_are_known_from_the_weights(layer):
         assert (overflow.largest_pixel(state, model.config) > 0) == safe
 
 
+def test_a_deep_network_of_ordinary_weights_is_not_held_to_overflow():
+    """What blocks hand on is added up, not multiplied: Lite1, Lite2 and deeper ones would be left to NumPy."""
+    model = live(small(hidden_act="relu6", depth_coefficient=3.1))
+    assert overflow.largest_pixel(model.state_dict(), model.config) > 1e30
+
+
 @pytest.mark.parametrize("fields", [{}, VARIANTS["version 2"]], ids=["version 1", "version 2"])
 def test_pixels_that_overflow_inside_are_refused(fields):
     model = live(small(hidden_act="relu6", **fields))

