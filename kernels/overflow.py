@@ -29,7 +29,7 @@ def largest_pixel(state: dict[str, np.ndarray], config) -> float:
 
     def absolute_sums(layer, tensor):  # (O, ...) -> (O,): the sum of the absolute values that make one output
         array = state.get(f"{layer.name}.{tensor}", state.get(f"{layer.name.removeprefix('efficientnet.')}.{tensor}"))
-        return 0.0 if array is None else np.abs(array).reshape(len(array), -1).sum(1, dtype=np.float64)
+        return np.zeros(1) if array is None else np.abs(array).reshape(len(array), -1).sum(1, dtype=np.float64)
 
     limit = LIMIT / (WINOGRAD_GAIN if config.fused_stages else 1.0)
     # A channel's numbers are at most slope * pixel + reach; slope is 0 behind the stem, whose ReLU6 bounds what it hands on.

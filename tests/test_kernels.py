@@ -280,6 +280,16 @@ def test_a_deep_network_of_ordinary_weights_is_not_held_to_overflow():
     assert overflow.largest_pixel(model.state_dict(), model.config) > 1e30
 
 
+def test_a_backbone_has_no_classifier_that_could_overflow():
+    """ReLU6 and no head: what `output="features"` and a head that is fine-tuned compute with."""
+    model = live(small(hidden_act="relu6"))
+    images = pictures(model.config)
+    largest = overflow.largest_pixel(model.efficientnet.state_dict(), model.config)
+    assert largest == overflow.largest_pixel(model.state_dict(), model.config) > 1e30
+    got, expected = compile_model(model.efficientnet)(images).pooler_output, model.efficientnet(images).pooler_output
+    assert np.abs(got - expected).max() <= 2e-5 * np.abs(expected).max() > 0
+
+
 @pytest.mark.parametrize("fields", [{}, VARIANTS["version 2"]], ids=["version 1", "version 2"])
 def test_pixels_that_overflow_inside_are_refused(fields):
     model = live(small(hidden_act="relu6", **fields))
