@@ -371,7 +371,7 @@ def without_parts(residual, size_of_change, results):
         for colour, (part, cosines) in zip(("C2", "C1"), parts.items(), strict=True):
             band(ax, places, cosines.T, part, colour)
         ax.set(title=f"{network}: cosine of the logits with those before", ylim=(-0.25, 1.05))
-        ax.legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.68))
+    axes[1].legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.68))
     for ax in axes:
         ax.set_xticks(places, residual)
         ax.set_xlabel("block")
@@ -843,7 +843,7 @@ def paths(loss, ways, lowest):
     reach = np.abs(lowest)
     a, b = np.linspace(-0.6, 2.1, 60) * reach[0], np.linspace(-0.6, 1.6, 60) * reach[1]
     surface = np.array([[loss(np.array([u, v]))[0] for u in a] for v in b])
-    fig, axes = plt.subplots(1, len(ways), figsize=(max(4, 2.5 * len(ways)), 3), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(ways), figsize=(max(4.6, 2.2 * len(ways)), 3), sharey=True, squeeze=False)
     axes = axes[0]
     for colour, (ax, (name, way)) in enumerate(zip(axes, ways.items(), strict=True)):
         ax.contour(a, b, surface, levels=np.quantile(surface, np.linspace(0, 0.9, 10)), colors="#cfd8dc", linewidths=0.8)
@@ -852,22 +852,23 @@ def paths(loss, ways, lowest):
         ax.set(title=name, xlabel="steep direction", xlim=(a[0], a[-1]), ylim=(b[0], b[-1]))
         ax.set_xticks([0, lowest[0]], ["0", f"{lowest[0]:.2f}"])
     axes[0].set_ylabel("flat direction")
-    fig.suptitle("40 steps on one real slice of the loss; the cross is its lowest point")
+    fig.suptitle("40 steps on one real slice of the loss; the cross is its lowest point", fontsize=10)
     plt.show()
 
 
-def learning(curves, accuracy, by_rate):
-    """Loss by epoch (band: seeds), held-out accuracy a seed, and the final loss by rate."""
+def learning(rates, loss, right):
+    """By rate: loss at the end and held-out accuracy, and the loss by epoch: loss {name: (rates, seeds, epochs)}."""
     fig, axes = plt.subplots(1, 3, figsize=(12, 3.3))
-    for colour, (name, values) in enumerate(curves.items()):
-        band(axes[0], range(1, 1 + values.shape[1]), values, name, f"C{colour}")
-        axes[1].plot(np.full(len(accuracy[name]), colour), 100 * accuracy[name], "o", color=f"C{colour}", alpha=0.6)
-        axes[2].plot(list(by_rate[name]), np.minimum(list(by_rate[name].values()), 50), "o-", markersize=4, color=f"C{colour}")
-    axes[0].set(yscale="log", xlabel="epoch", title="loss at the best rate (band: seeds)")
+    for colour, name in enumerate(loss):
+        band(axes[1], rates, np.minimum(loss[name][:, :, -1], 50).T, name, f"C{colour}")
+        band(axes[2], rates, 100 * right[name].T, name, f"C{colour}")
+        lowest = int(np.median(loss[name][:, :, -1], axis=1).argmin())
+        band(axes[0], range(1, 1 + loss[name].shape[2]), loss[name][lowest], name, f"C{colour}")
+    axes[0].set(yscale="log", xlabel="epoch", title="loss, at the rate that ends lowest")
     axes[0].legend(fontsize=8)
-    axes[1].set(title="held out, percent right; a dot a seed", xlim=(-0.5, len(curves) - 0.5))
-    axes[1].set_xticks(range(len(curves)), list(curves), fontsize=8)
-    axes[2].set(xscale="log", yscale="log", xlabel="rate", title="loss at the end, by rate (median)")
+    axes[1].set(xscale="log", yscale="log", xlabel="rate", title="loss at the end, by rate")
+    axes[2].set(xscale="log", xlabel="rate", title="held out, percent right, by rate")
+    fig.suptitle("Median of five seeds; band: the middle half of them", fontsize=9)
     plt.show()
 
 
@@ -906,7 +907,7 @@ def likeness(groups):
 
 def falls(by_method, names):
     """How far the logit falls when what a method prefers is covered: a dot a photograph, the line their median."""
-    fig, ax = plt.subplots(figsize=(9.5, 3))
+    fig, ax = plt.subplots(figsize=(11, 3.2))
     markers = "osD^v<>*"
     for place, values in enumerate(by_method.values()):
         ax.plot([place - 0.3, place + 0.3], [np.median(values)] * 2, color="k", linewidth=1)
@@ -925,7 +926,11 @@ def falls(by_method, names):
 
 def attacked(photos, changed, before, after):
     """Photographs, what is added to them (made visible, one scale), and the result, each with what the network says."""
-    fig, axes = plt.subplots(3, len(photos), figsize=(2.5 * len(photos), 7.6))
+    if len(photos) == 1:
+        fig, axes = plt.subplots(1, 3, figsize=(7.6, 2.9))
+        axes = axes[:, None]
+    else:
+        fig, axes = plt.subplots(3, len(photos), figsize=(2.5 * len(photos), 7.6))
     for column, x, y, first, then in zip(axes.T, photos, changed, before, after, strict=True):
         column[0].imshow(visible(x))
         column[0].set_title(first, loc="center", fontsize=9)
