@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("llvmlite")
 pytest.importorskip("numba")
 
-from test_kernels import VARIANTS, live, pictures, small
+from test_kernels import VARIANTS, live, pictures, run_on, small
 
 import effnet_np
 from effnet_np import EfficientNetConfig
@@ -303,6 +303,25 @@ def test_machine_code_of_training_is_a_file_of_its_own():
         "effnet_np.compile(m); print('effnet_np.kernels.training' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+OTHER_CPU = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_kernels_training import OPTIMIZERS, VARIANTS, check, small, test_optimizers_move_as_those_in_numpy
+from effnet_np.kernels.target import WIDTH
+check(small(), batch=4, size=(96, 96))
+check(small(**VARIANTS["activation gelu"]), "stored", batch=2)
+for name in ("odd image", "max pool", "even and large kernels", "activation relu6"):
+    check(small(**VARIANTS[name]), "eval", batch=2)
+test_optimizers_move_as_those_in_numpy("adamw")
+print(WIDTH)
+"""
+
+
+@pytest.mark.parametrize(("cpu", "width"), [("generic", "4"), ("avx2", "8")])
+def test_other_cpus(cpu, width, tmp_path_factory):
+    assert run_on(cpu, OTHER_CPU, tmp_path_factory) == width
 
 
 OPTIMIZERS = {

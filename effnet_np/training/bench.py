@@ -1,8 +1,11 @@
-"""`effnet-np bench --training`: a step of learning (forward, back, AdamW) beside PyTorch, eager and channels-last.
+"""`effnet-np bench --training`: a step of learning (forward, back, AdamW) beside PyTorch: eager, channels-last, torch.compile.
 
 As kernels/bench.py measures: a process for each engine, the same weights and pictures, first answers compared (the gradient of
 the classifier, dropout off), then interleaved rounds (dropout on), medians. Memory is what each process's resident set rises
 above what it was with the model built.
+
+Lite0's peer is the package `efficientnet-lite-pytorch`, the others' is transformers. torch.compile needs a C++ compiler; without
+one it is left out.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -22,8 +24,11 @@ import numpy as np
 
 from effnet_np.kernels import bench
 
-PEERS = ("torch", "torch-channels-last")
-TOLERANCE = 1e-2  # of the largest gradient: with the batch's statistics, rounding alone moves it
+EAGER = ("torch", "torch-channels-last")
+COMPILED = "torch-compile"
+PEERS = (*EAGER, COMPILED)
+LITE = "lite0"  # whose peer is not transformers
+TOLERANCE = 1e-2
 COLUMNS = ("model", "threads", "batch", "statistics", "ours ms", *(f"{peer} ms" for peer in PEERS), "of best peer", "of GEMM",
            "ours MB", "PyTorch MB", "of its memory")  # fmt: skip
 
@@ -94,40 +99,77 @@ def measure(model: str, threads: int, batch: int, statistics: str, seconds: floa
 def stepper(name: str, model: str, threads: int, batch: int, statistics: str) -> tuple[Callable, ...]:
     """(a step of learning; the gradient of the classifier's weight from it; what turns dropout on or off)."""
     images, labels = bench.images(model, batch), np.arange(batch)
-    if name == "ours":
-        return ours(model, threads, statistics, images, labels)
+    return (ours if name == "ours" else peer)(name, model, threads, statistics, images, labels)
+
+
+def peer(name: str, model: str, threads: int, statistics: str, images: np.ndarray, labels: np.ndarray) -> tuple[Callable, ...]:
+    """PyTorch's."""
     import torch
 
     torch.set_num_threads(threads)
-    theirs = bench.torch_model(model).train()
-    pixels = torch.from_numpy(images)
-    if name == "torch-channels-last":
+    theirs, classifier, rates = torch_lite(model) if model == LITE else torch_hf(model)
+    theirs.train()
+    pixels, targets = torch.from_numpy(images), torch.from_numpy(labels)
+    if name != "torch":  # for a compiled one it is the faster layout, too
         theirs, pixels = theirs.to(memory_format=torch.channels_last), pixels.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(theirs.parameters(), 1e-6)
     for module in theirs.modules():
         if isinstance(module, torch.nn.BatchNorm2d) and statistics == "stored":
             module.eval()
+    forward = torch.compile(theirs) if name == COMPILED else theirs
+
+    def step() -> None:
+        optimizer.zero_grad()
+        logits = forward(pixels)
+        torch.nn.functional.cross_entropy(logits if isinstance(logits, torch.Tensor) else logits.logits, targets).backward()
+        optimizer.step()
+
+    return step, lambda: classifier.weight.grad.numpy(), rates
+
+
+def torch_hf(model: str) -> tuple[Any, Any, Callable]:
+    """(transformers' network with our weights; its classifier; what turns dropout on or off)."""
+    import torch
+
+    theirs = bench.torch_model(model)
     dropouts = {module: module.p for module in theirs.modules() if isinstance(module, torch.nn.Dropout)}
 
     def drop(on: bool) -> None:
         for module, rate in dropouts.items():
             module.p = rate if on else 0.0
 
-    def step() -> None:
-        optimizer.zero_grad()
-        theirs(pixels, labels=torch.from_numpy(labels)).loss.backward()
-        optimizer.step()
-
-    return step, lambda: theirs.classifier.weight.grad.numpy(), drop
+    return theirs, theirs.classifier, drop
 
 
-def ours(model: str, threads: int, statistics: str, images: np.ndarray, labels: np.ndarray) -> tuple[Callable, ...]:
+def torch_lite(model: str) -> tuple[Any, Any, Callable]:
+    """The same, of `efficientnet-lite-pytorch`."""
+    import torch
+    from efficientnet_lite_pytorch import EfficientNet
+
+    from effnet_np.checkpoints.foreign_writer import foreign_state
+    from effnet_np.weights.dialect import blocks_of
+    from effnet_np.weights.lite import DIALECT
+
+    network = bench.network(model)
+    state = foreign_state(network.state_dict(), DIALECT, blocks_of(network.config.architecture()))
+    theirs = EfficientNet.from_name(f"efficientnet-{model}")
+    theirs.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in state.items()})
+    fields, rate = theirs._global_params, theirs._dropout.p
+
+    def drop(on: bool) -> None:
+        theirs._dropout.p = rate if on else 0.0
+        theirs._global_params = fields._replace(drop_connect_rate=fields.drop_connect_rate if on else 0.0)
+
+    return theirs, theirs._fc, drop
+
+
+def ours(name: str, model: str, threads: int, statistics: str, images: np.ndarray, labels: np.ndarray) -> tuple[Callable, ...]:
     from effnet_np.layers import Dropout
     from effnet_np.training.compiled import CompiledForTraining
     from effnet_np.training.optimizers import AdamW
     from effnet_np.training.trainer import Trainer
 
-    learner = CompiledForTraining(bench.network(model), threads)
+    learner = CompiledForTraining(bench.network(model).train(), threads)
     parameters = dict(learner.named_parameters())
     trainer = Trainer(learner, AdamW(parameters, 1e-6), batch_norm="learning" if statistics == "batch" else "stored")
     dropouts = {module: module.rate for _, module in learner.model.named_modules() if isinstance(module, Dropout)}
@@ -136,14 +178,10 @@ def ours(model: str, threads: int, statistics: str, images: np.ndarray, labels: 
         for module, rate in dropouts.items():
             module.rate = rate if on else 0.0
 
-    def step() -> None:
-        trainer.step(images, labels)
+    def gradient() -> np.ndarray:
+        return learner.gradients(images, labels, list(parameters), 0.0, (0,)).parameters["classifier.weight"]
 
-    return (
-        step,
-        lambda: learner.gradients(images, labels, ["classifier.weight"], 0.0, (0,)).parameters["classifier.weight"],
-        drop,
-    )
+    return lambda: trainer.step(images, labels), gradient, drop
 
 
 def serve(name: str, model: str, threads: str, batch: str, folder: str) -> None:
@@ -151,8 +189,7 @@ def serve(name: str, model: str, threads: str, batch: str, folder: str) -> None:
     name, _, statistics = name.partition(":")
     if name == "gemm":
         step: Callable = bench.answerer(name, model, int(threads), int(batch), folder)
-        answer, built = np.zeros(1), resident()
-        step()
+        answer, built = np.zeros(1), 0.0
     else:
         step, gradient, drop = stepper(name, model, int(threads), int(batch), statistics)
         built = resident()
@@ -163,10 +200,11 @@ def serve(name: str, model: str, threads: str, batch: str, folder: str) -> None:
         drop(True)
     file = os.path.join(folder, f"{name}.npy")
     np.save(file, answer)
+    step()
     print("@" + file, flush=True)
     for line in sys.stdin:
         if int(line) == 0:
-            print(f"@{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - built:.1f}", flush=True)
+            print(f"@{resident(peak=True) - built:.1f}", flush=True)
             continue
         step()
         taken = []
@@ -177,12 +215,13 @@ def serve(name: str, model: str, threads: str, batch: str, folder: str) -> None:
         print("@" + " ".join(f"{seconds:.9f}" for seconds in taken), flush=True)
 
 
-def resident() -> float:
-    """Megabytes of this process in memory now."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
+def resident(peak: bool = False) -> float:
+    """Megabytes of this process in memory now, from where a peak is counted; or the peak."""
+    if not peak:
+        Path("/proc/self/clear_refs").write_text("5")
+    wanted = "VmHWM:" if peak else "VmRSS:"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(wanted))
 
 
 def plot(results: list[dict[str, Any]], file: str) -> None:
