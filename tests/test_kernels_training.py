@@ -174,7 +174,7 @@ def test_frozen_prefix_is_neither_stored_nor_differentiated(patterns, mode):
     before = fast._network.bytes
     whole = effnet_np.compile(model, 2, training=True)
     whole.backward(images, labels=np.arange(3), pixel_gradient=False)
-    if "embeddings" not in patterns:
+    if "embeddings" not in patterns and "blocks.0" not in patterns:
         assert before < 0.95 * whole._network.bytes
 
 
