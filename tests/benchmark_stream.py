@@ -190,13 +190,12 @@ def limit(names: list[str]) -> dict[str, float]:
     from effnet_np.inference.stream import load_pixels
 
     runner = get_runner("lite0", "numba", 1)
-    processor, resize = runner.image_processor, getattr(runner, "resize", None)
     best: dict[str, float] = {}
     for _ in range(3):
         clock = [time.process_time()]
-        pixels = [load_pixels(runner, name) for name in names]
+        pixels = [load_pixels(runner, name, gaps=True) for name in names]
         clock.append(time.process_time())
-        inputs = [processor.network_input(array, resize) for array in pixels]
+        inputs = [runner.network_input(array) for array in pixels]
         clock.append(time.process_time())
         for values in inputs:
             runner(values[None])

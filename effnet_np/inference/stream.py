@@ -115,18 +115,18 @@ def _naming(error: BaseException, index: int, image: Any) -> BaseException:
 
 def preprocess(model: Any, image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """One picture of any accepted kind -> network input (C, H, W)."""
-    pixels = load_pixels(model, image, max_pixels)
+    pixels = load_pixels(model, image, max_pixels, gaps=hasattr(model, "network_input"))
     if type(model.image_processor) is EfficientNetImageProcessor:
-        return model.image_processor.network_input(pixels, getattr(model, "resize", None))
+        return getattr(model, "network_input", model.image_processor.network_input)(pixels)
     return model.image_processor([pixels], input_data_format="channels_last")["pixel_values"][0]
 
 
-def load_pixels(model: Any, image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """One picture of any accepted kind -> uint8 (H, W, C), of as many channels as the model takes."""
+def load_pixels(model: Any, image: Any, max_pixels: int = MAX_PIXELS, gaps: bool = False) -> np.ndarray:
+    """One picture of any accepted kind -> uint8 (H, W, C), of as many channels as the model takes; `gaps`: see `load_image`."""
     if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
         hint = f"on the shell, effnet-np classify {shlex.quote(image)} does; in Python, pass what urllib.request.urlopen gives"
         raise ValueError(f"{image} is an address, and effnet_np fetches no pictures here: {hint}")
-    return load_image(image, model.config.num_channels, max_pixels)
+    return load_image(image, model.config.num_channels, max_pixels, gaps)
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
@@ -138,10 +138,15 @@ def _answer(model: Any, inputs: list[np.ndarray], output: str, top_k: int | None
         return inputs
     if len({array.shape for array in inputs}) > 1:  # a processor that does not resize
         return [_answer(model, [array], output, top_k, function_to_apply)[0] for array in inputs]
-    pixel_values = np.stack(inputs) if len(inputs) > 1 else inputs[0][None]
+    network = _backbone(model) if output == "features" else model
+    if hasattr(network, "of_each"):
+        logits = network.of_each(inputs)
+    else:
+        pixel_values = np.stack(inputs) if len(inputs) > 1 else inputs[0][None]
+        answer = network(pixel_values, return_dict=True)
+        logits = answer.pooler_output if output == "features" else answer.logits
     if output == "features":
-        return _finite(_backbone(model)(pixel_values, return_dict=True).pooler_output)
-    logits = model(pixel_values, return_dict=True).logits
+        return _finite(logits)
     return _finite(logits) if output == "logits" else ranked(model.config, logits, top_k, function_to_apply)
 
 
