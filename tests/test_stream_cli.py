@@ -4,6 +4,7 @@ import contextlib
 import csv
 import functools
 import http.server
+import importlib.util
 import io
 import json
 import os
@@ -22,6 +23,7 @@ import pytest
 
 import effnet_np
 from effnet_np.cli import main
+from effnet_np.cli.begun import beside
 from effnet_np.cli.outputs import not_yet
 from effnet_np.cli.sources import Entry, _names
 
@@ -55,9 +57,9 @@ def photos(tmp_path_factory):
 def here(capsys, monkeypatch, model):
     """The command in this process: its exit status, stdout, stderr."""
 
-    def call(*arguments, stdin=b""):
+    def call(*arguments, stdin=b"", model=model):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        status = main(["classify", *map(str, arguments), "--model", str(model), "--backend", "numpy"])
+        status = main(["classify", "--backend", "numpy", *map(str, arguments), "--model", str(model)])
         return (status, *capsys.readouterr())
 
     return call
@@ -231,6 +233,11 @@ def rows_of(path):
     ]
 
 
+def what_is_left(path):
+    """The file of answers, and what it was begun with; a Parquet file says that itself."""
+    return [path.name] if path.suffix == ".parquet" else [path.name, f"{path.name}.run.json"]
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_files_of_answers(here, photos, model, tmp_path, ending):
     path = tmp_path / f"out.{ending}"
@@ -246,7 +253,7 @@ def test_files_of_answers(here, photos, model, tmp_path, ending):
         for name, answer in zip(sorted(photos.iterdir()), answers, strict=True)
     ]
     assert rows_of(path) == expected
-    assert os.listdir(tmp_path) == [path.name]
+    assert sorted(os.listdir(tmp_path)) == what_is_left(path)
     before = path.read_bytes()
     status, _, err = here(photos, "-o", path)
     assert (status, "is there already: --resume goes on with it" in err, path.read_bytes() == before) == (1, True, True)
@@ -276,8 +283,68 @@ def test_features(here, photos, model, tmp_path, ending):
     np.testing.assert_array_equal(found.astype(np.float32), network.efficientnet(values).pooler_output)
     _, out, _ = here(photos / "001.jpg", "--embed")
     np.testing.assert_allclose(json.loads(out)["embedding"], found[0], rtol=1e-4, atol=1e-6)
+    assert "was begun with --embed, and this run gives labels: " in here(photos, "-o", path, "--resume")[2]
     if ending != "parquet":
+        beside(path).unlink()
         assert "cannot be resumed" in here(photos, "-o", path, "--resume")[2]
+
+
+def changed_weights(model, folder):
+    network = effnet_np.EfficientNetForImageClassification.from_pretrained(model)
+    network.classifier.bias[0] += 1
+    network.save_pretrained(folder)
+    network.image_processor.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_resume_goes_on_with_what_the_file_was_begun_with_alone(here, photos, model, tmp_path, ending):
+    """Another model, other weights of that name, preprocessing, backend, number of labels: said, and nothing is written."""
+    path, mine = tmp_path / f"out.{ending}", tmp_path / "model"
+    shutil.copytree(model, mine)
+    pictures = [photos / "001.jpg", photos / "002.jpg"]
+    begin = (*pictures, "-o", path, "--top-k", 3)
+    more = (photos / "003.jpg", *begin, "--resume")
+    assert here(*begin, model=mine)[0] == 0
+    before = path.read_bytes()
+    asked = [
+        ((*more, "--top-k", 2), mine, "--top-k 3, and this run has 2"),
+        ((*more, "--processor", "b0"), mine, "--processor the model's own, and this run asks for b0"),
+        ((*more, "--embed"), mine, "labels, and this run gives --embed"),
+        (more, "lite0", f"--model {mine}, and this run asks for lite0"),
+    ]
+    if importlib.util.find_spec("numba"):
+        asked.append(((*more, "--backend", "numba"), mine, "--backend numpy, and in this run numba answers"))
+    for arguments, name, reason in asked:
+        status, out, err = here(*arguments, model=name)
+        assert (status, out, f"{path} was begun with {reason}" in err) == (1, "", True), err
+        assert "answers of both would be mixed. To go on, ask for the same, or write to another file" in err
+        assert path.read_bytes() == before
+    changed_weights(model, mine)
+    err = here(*more, model=mine)[2]
+    assert f"--model {mine} as it was then, and its weights or its configuration have changed since" in err
+    assert path.read_bytes() == before
+    shutil.rmtree(mine)
+    shutil.copytree(model, mine)
+    shutil.copytree(model, tmp_path / "copy")  # of another name, and the same
+    assert here(*more, model=tmp_path / "copy")[0] == 0
+    assert len(rows_of(path)) == 3
+
+
+def test_a_file_without_a_note_is_resumed_as_it_is(here, photos, tmp_path):
+    """JSON lines of an earlier version, or that somebody moved here; and a note that is none."""
+    path = tmp_path / "out.jsonl"
+    here(photos / "001.jpg", "-o", path, "--top-k", 3)
+    beside(path).write_text("[]")
+    err = here(photos / "002.jpg", "-o", path, "--resume")[2]
+    assert f"without {beside(path)}, {path} is resumed as it is" in err
+    beside(path).unlink()
+    assert here(photos / "002.jpg", "-o", path, "--resume", "--top-k", 2)[0] == 0
+    assert [len(labels) for _, _, labels in rows_of(path)] == [3, 2]
+    assert not beside(path).exists()  # nobody can say that again
+    path.unlink()
+    beside(path).write_text("{}")  # of a file that is gone
+    assert here(photos / "002.jpg", "-o", path, "--resume", "--top-k", 2)[0] == 0
+    assert json.loads(beside(path).read_text())["top_k"] == 2
 
 
 def test_wrong_outputs(here, photos, tmp_path, monkeypatch, capsys):
@@ -319,17 +386,19 @@ def test_a_file_that_was_cut_off_anywhere_is_mended(here, photos, tmp_path, endi
         journal = path.with_suffix(".parquet.jsonl")
         other = path.with_suffix(".jsonl")
         here(*sources, "-o", other)
+        noted = beside(other).read_bytes()
         journal.write_bytes(other.read_bytes())
         other.unlink()
-        path.unlink()
+        beside(other).unlink()
     whole = journal.read_bytes()
     for length in [*np.random.default_rng(0).integers(0, len(whole), 12), 3, whole.index(b"\n", 200) + 1, len(whole) - 1]:
-        if ending == "parquet" and path.exists():
+        if ending == "parquet":
             path.unlink()
+            beside(journal).write_bytes(noted)
         journal.write_bytes(whole[:length])
         assert here(*sources, "-o", path, "--resume")[0] == 1
         assert path.read_bytes() == expected, length
-        assert os.listdir(path.parent) == [path.name]
+        assert sorted(os.listdir(path.parent)) == what_is_left(path)
 
 
 def test_resume_after_the_folder_has_changed():
