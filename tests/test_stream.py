@@ -362,6 +362,7 @@ def test_threads_that_wait_for_a_disk_are_joined_by_more(model):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_stream_does_not_survive_a_fork(model):
+    get_runner("lite0", "numba")  # compiled before, if need be: that may take longer than the process is given
     code = """
 import os, sys, itertools, time
 import numpy as np, effnet_np
@@ -385,6 +386,7 @@ results.close()
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_ctrl_c_ends_the_process():
+    get_runner("lite0", "numba")  # compiled before, as above
     code = """
 import itertools, os, signal, threading
 import numpy as np, effnet_np

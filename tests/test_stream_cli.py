@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import functools
 import http.server
 import importlib.util
@@ -191,6 +192,15 @@ def test_addresses(here, photos, web, monkeypatch):
     assert "x.jpg cannot be fetched: " in err
     assert "has more than 1000 bytes: --max-bytes allows more" in here(names[0], "--max-bytes", 1000)[2]
     assert here("-", stdin="\n".join([names[0], names[2]]).encode())[0] == 0
+
+
+def test_python_fetches_nothing_and_says_what_does():
+    reason = "is an address, and effnet_np fetches no pictures here: on the shell, effnet-np classify http"
+    for address in ("http://127.0.0.1:1/a.jpg", "HTTPS://127.0.0.1:1/a.jpg"):
+        with pytest.raises(ValueError, match=f"{address} {reason}".replace("http", "(?i:http)")):
+            effnet_np.classify(address)
+    (answer,) = effnet_np.classify(["https://127.0.0.1:1/a.jpg"], errors="return")
+    assert "in Python, pass what urllib.request.urlopen gives" in str(answer)
 
 
 def test_addresses_that_take_too_long(here, web, monkeypatch):
@@ -429,19 +439,38 @@ def test_a_folder_that_changes_meanwhile(here, photos, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no such limit")
-def test_a_full_disk_loses_nothing(photos, model, tmp_path):
-    quiet = tmp_path / "quiet.jsonl"
-    assert subprocess.run(command(model, photos, "-o", quiet), capture_output=True).returncode == 1
-    path = tmp_path / "out.jsonl"
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_full_disk_loses_nothing(here, photos, model, tmp_path, ending):
+    quiet, path = tmp_path / f"quiet.{ending}", tmp_path / f"out.{ending}"
+    assert here(photos, "-o", quiet)[0] == 1
+    written = tmp_path / f"{path.name}{'.jsonl' if ending == 'parquet' else ''}"
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
     done = subprocess.run(command(model, photos, "-o", path), capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 1
-    assert f"effnet-np: {path} cannot be written: " in done.stderr
+    assert f"effnet-np: {written} cannot be written: " in done.stderr
     assert "what is in it stays, and --resume goes on from there" in done.stderr
     assert "Traceback" not in done.stderr
-    assert path.stat().st_size == 5000
-    subprocess.run(command(model, photos, "-o", path, "--resume"), capture_output=True)
+    assert written.stat().st_size == 5000
+    assert here(photos, "-o", path, "--resume")[0] == 1
     assert path.read_bytes() == quiet.read_bytes()
+
+
+def test_a_disk_that_is_full_at_the_end(here, photos, tmp_path, monkeypatch):
+    """Parquet is written when all is done: if it cannot be, the records stay in their file of lines."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "out.parquet"
+    with monkeypatch.context() as patch:
+        patch.setattr(parquet.ParquetWriter, "write_table", full)
+        status, _, err = here(photos, "-o", path)
+    assert (status, "No space left on device" in err, "Traceback" in err) == (1, True, False), err
+    assert sorted(os.listdir(tmp_path)) == ["out.parquet.jsonl", "out.parquet.jsonl.run.json"]
+    status, _, err = here(photos, "-o", path, "--resume")
+    assert (status, "0 pictures in" in err, "and 40 before" in err) == (1, True, True)
+    assert (os.listdir(tmp_path), len(rows_of(path))) == (["out.parquet"], 40)
 
 
 def test_a_pipe_that_closes(photos, model):
