@@ -56,11 +56,12 @@ def add(commands: Commands) -> None:
     option("label_smoothing", "share of each answer that is spread over all classes", float, "X")
     option("max_norm", "longest gradient", float, "X")
     option("batch_norm", "keep the statistics that are stored, or learn the pictures' own", choices=("stored", "learning"))
-    option("average", "decay of a moving average of the weights, such as 0.99 (default: none)", float, "X")
+    option("average", "decay of the moving average of the weights that is kept; 0: none", float, "X")
     option("split", "share of the pictures to judge by, without val/", float, "X")
     option("seed", "of all that is random", int, "N")
     option("backend", "what computes the features", choices=("auto", "numpy", "numba"))
-    command.add_argument("--stochastic-depth", action="store_true", help="drop whole branches a picture, as the paper does")
+    depth = "drop whole branches a picture, as the paper does, and not single numbers, as Hugging Face (default: yes)"
+    command.add_argument("--stochastic-depth", action=argparse.BooleanOptionalAction, default=True, help=depth)
     command.add_argument("--no-augment", dest="augment", action="store_false", help="show each picture always the same")
     command.set_defaults(run=run)
 

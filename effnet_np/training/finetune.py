@@ -307,7 +307,7 @@ def make_trainer(model: Any, settings: Settings, names: list[str], pictures: int
         max_norm=settings.max_norm,
         batch_norm=settings.batch_norm,
         stochastic_depth=settings.stochastic_depth,
-        average=settings.average,
+        average=settings.average or None,
         seed=settings.seed,
     )
 
