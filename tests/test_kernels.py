@@ -17,13 +17,20 @@ pytest.importorskip("llvmlite")
 pytest.importorskip("numba")
 
 from effnet_np import EfficientNetConfig, EfficientNetForImageClassification, EfficientNetModel, ops
-from effnet_np.kernels import library, overflow, table
+from effnet_np.kernels import cores, library, overflow, table
 from effnet_np.kernels.compiled import CompiledEfficientNet as compile_model
+from effnet_np.kernels.pool import Pool
 from effnet_np.layer_specs import layer_specs
 from effnet_np.layers import BatchNorm2d, Conv2d, Linear
 
 if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
     pytest.skip("needs compiled code", allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def many_cores(monkeypatch):
+    """As many threads as a test asks for, whatever this machine has."""
+    monkeypatch.setattr(cores, "usable", lambda *_: 64)
 
 
 def live(config, bare=False, seed=0):
@@ -359,6 +366,17 @@ def test_several_python_threads_at_once():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_no_more_threads_run_than_there_are_cores(monkeypatch):
+    monkeypatch.setattr(cores, "usable", lambda *_: 2)
+    assert [Pool(threads, 1).threads for threads in (1, 2, 7)] == [1, 2, 2]
+    before = threading.active_count()
+    model = live(small())
+    compiled = compile_model(model, threads=7)
+    assert compiled.threads == 7
+    assert_same(compiled(pictures(model.config)), model(pictures(model.config)))
+    assert threading.active_count() - before <= 1
 
 
 def test_threads_end_with_their_model():

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("llvmlite")
 pytest.importorskip("numba")
 
-from test_kernels import VARIANTS, live, pictures, run_on, small
+from test_kernels import VARIANTS, live, many_cores, pictures, run_on, small  # noqa: F401  (many_cores is a fixture)
 
 import effnet_np
 from effnet_np import EfficientNetConfig
