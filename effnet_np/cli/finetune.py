@@ -7,7 +7,7 @@ import dataclasses
 import sys
 import time
 
-from effnet_np.cli.common import MODEL_HELP, Commands
+from effnet_np.cli.common import MODEL_HELP, Commands, add_architecture, architecture
 from effnet_np.printable import printable
 from effnet_np.training.settings import Settings, Watcher
 
@@ -32,6 +32,7 @@ def add(commands: Commands) -> None:
     command.add_argument("folder", metavar="PHOTOS", help="a folder with a folder for each class, or with train/ and val/")
     command.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where to write: a new folder")
     command.add_argument("--model", default="lite0", help=MODEL_HELP)
+    add_architecture(command)
     command.add_argument("--resume", action="store_true", help="go on with the run that OUTPUT.unfinished holds")
     command.add_argument("--threads", type=int, default=2, metavar="N", help="that read pictures (default: %(default)s)")
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
@@ -79,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
             threads=options.threads,
             watcher=bar,
             **settings,
+            **architecture(options),
         )
     finally:
         bar.end()
