@@ -341,7 +341,7 @@ def block(expansion, depthwise, projection):
 
 
 def kept_by_width(factors, shares, trained):
-    """How much of a block's input can be told from its activations: random widenings; trained {block: (own, [random], none)}."""
+    """How much of a block's input can be told from its activations: trained {block: (own, [random], none)}."""
     fig, axes = plt.subplots(1, 2, figsize=(10.5, 3.2), sharey=True)
     axes[0].fill_between(factors, shares.min(axis=1), shares.max(axis=1), color="C0", alpha=0.2, linewidth=0)
     axes[0].plot(factors, np.median(shares, axis=1), "o-", color="C0", label="widened at random, then ReLU6")
