@@ -45,7 +45,7 @@ class Pool:
     def __init__(self, threads: int, most_steps: int):
         self.threads = min(threads, cores.usable())
         self._most_steps = most_steps
-        self._run, self._serve = library.function("run_steps", 7), library.function("serve", 2)
+        self._run, self._serve = library.function("run_steps", 9), library.function("serve", 2)
         self._reset()
         _pools.add(self)
 
@@ -69,13 +69,18 @@ class Pool:
         except (RuntimeError, MemoryError):
             pass
 
-    def __call__(self, rows: int, first: int, last: int, scratch: int, scratch_bytes: int) -> None:
-        """Run steps `first` to `last` of the table at address `rows`; `scratch` has `scratch_bytes` for each of `threads`."""
+    def __call__(
+        self, rows: int, first: int, last: int, scratch: int, scratch_bytes: int, images: int = 1, stride: int = 0
+    ) -> None:
+        """Run steps `first` to `last` of the table at address `rows`; `scratch` has `scratch_bytes` for each of `threads`.
+
+        images: of so many tables, `stride` bytes from one to the next.
+        """
         if self._others < self.threads - 1:
             self._start_threads()
         for _ in range(int(self.words[ASLEEP // 8]) - self._bell.qsize()):
             self._bell.put(True)
-        self._run(self._address, rows, first, last, scratch, scratch_bytes, self.threads)
+        self._run(self._address, rows, first, last, scratch, scratch_bytes, self.threads, images, stride)
 
 
 def _after_fork() -> None:

