@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from effnet_np.hf_config import EfficientNetConfig
 from effnet_np.images.io import SUFFIXES
 from effnet_np.inference.stream import preprocess
 from effnet_np.layers import BatchNorm2d, Conv2d, Linear
@@ -67,14 +68,16 @@ def as_input(pictures: np.ndarray, size: int) -> np.ndarray:
     return np.repeat(scaled.repeat(size // 8, axis=1).repeat(size // 8, axis=2)[:, None], 3, axis=1)
 
 
-def untrained(pixel_values: np.ndarray, seed: int = 0, residual: bool = True) -> EfficientNetForImageClassification:
-    """Lite0 that has learned nothing, as a control: random weights, and a signal that arrives at the end all the same.
+def untrained(
+    pixel_values: np.ndarray, seed: int = 0, residual: bool = True, preset: str = "lite0"
+) -> EfficientNetForImageClassification:
+    """Lite0 (or another) that has learned nothing, as a control: random weights, and a signal that arrives at the end anyway.
 
     Weights have the deviation sqrt(2 / inputs) (He et al., arXiv 1502.01852), and each batch norm the statistics of these very
     pictures (N, 3, H, W), so that every layer's numbers have a sane size. Only learning makes the difference.
     `residual=False` leaves the residuals out.
     """
-    model = initialised(lambda inputs: np.sqrt(2 / inputs), seed)
+    model = initialised(lambda inputs: np.sqrt(2 / inputs), seed, preset)
     for block in model.efficientnet.encoder.blocks:
         block.projection.residual &= residual
     norms = [module for _, module in model.named_modules() if isinstance(module, BatchNorm2d)]
@@ -86,9 +89,12 @@ def untrained(pixel_values: np.ndarray, seed: int = 0, residual: bool = True) ->
     return model
 
 
-def initialised(deviation: Callable[[int], float], seed: int = 0) -> EfficientNetForImageClassification:
-    """Lite0 with random weights of deviation(n), for sums of n products, and batch norms that change nothing."""
-    model = EfficientNetForImageClassification.from_pretrained("lite0")
+def initialised(deviation: Callable[[int], float], seed: int = 0, preset: str = "lite0") -> EfficientNetForImageClassification:
+    """Lite0 (or another) with random weights of deviation(n), for sums of n products, and batch norms that change nothing."""
+    if preset == "lite0":
+        model = EfficientNetForImageClassification.from_pretrained("lite0")  # with its labels and image processor
+    else:
+        model = EfficientNetForImageClassification(EfficientNetConfig.preset(preset), initialize=False)
     generator = np.random.default_rng(seed)
     for _, module in model.named_modules():
         if isinstance(module, (Conv2d, Linear)):

@@ -3,6 +3,7 @@
 Functions draw with Matplotlib in the look of course.mplstyle, and call plt.show(); `ax` is a set of axes made elsewhere.
 """
 
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -953,4 +954,213 @@ def survival(sizes, kept, noise):
     ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
     ax.set_title("How many photographs keep the network's first answer")
     ax.legend(fontsize=8)
+    plt.show()
+
+
+# -- 14 · The same network, six ways ----------------------------------------------------------------------------------
+
+
+def windows(cases):
+    """Where windows of stride 2 lie, with zeros as SAME puts them and on all sides: {title: (side, kernel, zeros of SAME)}."""
+    fig, axes = plt.subplots(1, len(cases), figsize=(11, 2.6))
+    for ax, (title, (side, kernel, same)) in zip(axes, cases.items(), strict=True):
+        for row, (before, after) in enumerate((same, (kernel // 2, kernel // 2))):
+            for place in range(-before, side + after):
+                colour = "#cfd8dc" if 0 <= place < side else "white"
+                ax.add_patch(plt.Rectangle((place, -1.9 * row), 1, 0.8, facecolor=colour, edgecolor="C6", linewidth=0.8))
+                text = chr(ord("a") + place) if 0 <= place < side else "0"
+                ax.text(place + 0.5, -1.9 * row + 0.4, text, ha="center", va="center", fontsize=8)
+            for window in range((side + before + after - kernel) // 2 + 1):
+                left, low = 2 * window - before, -1.9 * row - 0.15 - 0.22 * (window % 2)
+                ax.plot([left + 0.1, left + kernel - 0.1], [low, low], color=f"C{row}", linewidth=3)
+        ax.set(xlim=(-1.4, side + 1.4), ylim=(-2.6, 1.1), xticks=[], yticks=[0.4, -1.5], title=f"{title}; lines are windows")
+        ax.set_yticklabels(["SAME", "all sides"])
+        ax.spines[:].set_visible(False)
+    plt.show()
+
+
+def confusion(names, apart):
+    """Logits of one library's network against another's: {side: (names, names, photographs)}, median and range in percent."""
+    fig, axes = plt.subplots(1, len(apart), figsize=(12, 4.3))
+    for ax, (side, table) in zip(axes, apart.items(), strict=True):
+        image = ax.imshow(100 * np.median(table, axis=2), cmap="Blues", vmin=0, vmax=30)
+        for (row, column), value in np.ndenumerate(np.median(table, axis=2)):
+            low, high = 100 * table[row, column].min(), 100 * table[row, column].max()
+            text = f"{100 * value:.0f}%\n{low:.0f} to {high:.0f}" if high > 1e-3 else "0"
+            ax.text(column, row, text, ha="center", va="center", fontsize=7, color="w" if value > 0.2 else "k")
+        ax.set_xticks(range(len(names)), names, rotation=30)
+        ax.set_yticks(range(len(names)), names)
+        ax.set(title=f"{side} × {side}", xlabel="the right one", ylabel="read as" if side == min(apart) else None)
+        ax.spines[:].set_visible(False)
+    fig.colorbar(image, ax=axes, label="largest change of a logit ÷ largest logit, percent", shrink=0.85)
+    fig.suptitle("Six libraries' zeros and ε on Lite0's weights: median of the photographs, and their range")
+    plt.show()
+
+
+def stretch(variance, factor, random_variance):
+    """By how much a wrong ε stretches each channel, over its variance; below, where the variances lie, here and at random."""
+    fig, (top, bottom) = plt.subplots(2, 1, figsize=(9, 4.2), sharex=True, height_ratios=[1.6, 1])
+    top.plot(variance, factor, ".", markersize=3)
+    top.axhline(1.05, color="C6", linewidth=0.8)
+    top.set(ylabel="stretched by", yscale="log", title="A channel of Lite0, read with ε = 0.00001 for 0.001; grey line: 5%")
+    top.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    top.minorticks_off()
+    bins = np.logspace(-6, 3, 91)
+    for values, label in ((variance, "Lite0, trained"), (random_variance, "B0, random")):
+        share = np.full(len(values), 100 / len(values))
+        bottom.hist(np.clip(values, bins[0], bins[-1]), bins=bins, weights=share, histtype="step", label=label)
+    bottom.set(xscale="log", xlabel="the channel's variance", ylabel="percent of channels")
+    bottom.legend(fontsize=8)
+    plt.show()
+
+
+def readings(by_depth, hints, kept, count):
+    """The error of each layer (photographs, layers) of each wrong reading, and what `compare` says of it."""
+    fig, axes = plt.subplots(2, 3, figsize=(12.5, 6.6), sharey=True, sharex=True)
+    for ax, (name, errors) in zip(axes.ravel(), by_depth.items(), strict=True):
+        known = np.flatnonzero(~np.isnan(errors).any(axis=0))
+        low, middle, high = np.percentile(np.maximum(errors[:, known], 1e-5), (25, 50, 75), axis=0)  # 1e-5: no error
+        ax.fill_between(known, low, high, color="C1", alpha=0.25, linewidth=0)
+        ax.plot(known, middle, ".", markersize=3, color="C1")
+        ax.set(yscale="log", ylim=(7e-6, 4), title=f"{name}: {kept[name]} of {count} answers kept")
+        hint = textwrap.fill(textwrap.shorten(hints[name], 175, placeholder=" ..."), 58)
+        ax.text(0.03, 0.07, f"hint: {hint}", transform=ax.transAxes, fontsize=7, va="bottom", style="italic")
+        ax.grid(True, axis="y")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("size of the error ÷ size of the signal")
+    for ax in axes[1]:
+        ax.set_xlabel("layer, in call order")
+    fig.suptitle(
+        "Lite0 read in six wrong ways: error by depth (median and middle half of the photographs; at the bottom: none)"
+    )
+    plt.show()
+
+
+def moved(by_reading, kept, count):
+    """What share of the probability moves to other classes, a dot a photograph, by reading; the line is the median."""
+    fig, ax = plt.subplots(figsize=(9.5, 2.9))
+    for row, values in enumerate(by_reading.values()):
+        ax.plot(100 * values, np.full(len(values), row) + np.linspace(-0.2, 0.2, len(values)), "o", markersize=4, alpha=0.7)
+        ax.plot([100 * np.median(values)] * 2, [row - 0.35, row + 0.35], color="k", linewidth=1.2)
+    labels = [f"{name}\n{kept[name]} of {count} answers kept" for name in by_reading]
+    ax.set_yticks(range(len(by_reading)), labels, fontsize=8)
+    ax.set(ylim=(len(by_reading) - 0.5, -0.5), xlim=(-2, 102), xlabel="percent of the probability that moves to other classes")
+    ax.set_title("What it does to the answers: a dot a photograph, line: median")
+    plt.show()
+
+
+def remembered(further):
+    """By how much more than in the right reading channels' means are off: {reading: one number a draw of photographs}."""
+    fig, ax = plt.subplots(figsize=(9, 2.1))
+    for row, values in enumerate(further.values()):
+        low, high = np.percentile(values, (5, 95))
+        ax.plot([low, high], [row, row], color=f"C{row}", linewidth=5, alpha=0.35, solid_capstyle="butt")
+        ax.plot(np.median(values), row, "o", color=f"C{row}")
+    ax.axvline(0, color="k", linewidth=0.8)
+    ax.set_yticks(range(len(further)), list(further))
+    ax.set(ylim=(len(further) - 0.5, -0.5), xlabel="further from the remembered means than the right reading, in deviations")
+    ax.set_title("Which network does the file remember? Dot: median of 200 draws of photographs; bar: nine tenths")
+    plt.show()
+
+
+# -- 15 · EfficientNetV2 ----------------------------------------------------------------------------------------------
+
+
+def two_networks(networks):
+    """Where networks have their multiply-adds and parameters: {network: {part: (multiply-adds, parameters)}}."""
+    fig, axes = plt.subplots(1, 2, figsize=(11, 3), sharey=True)
+    parts = list(dict.fromkeys(part for found in networks.values() for part in found))
+    parts = [part for part in parts if part != "head"] + ["head"]
+    for ax, which, unit, scale in zip(axes, (0, 1), ("billion multiply-adds", "million parameters"), (1e9, 1e6), strict=True):
+        for number, (name, found) in enumerate(networks.items()):
+            values = [found.get(part, (0, 0))[which] / scale for part in parts]
+            ax.barh(np.arange(len(parts)) + 0.36 * number - 0.18, values, height=0.34, label=f"{name}: {sum(values):.1f}")
+        ax.set(xlabel=unit)
+        ax.legend(fontsize=8)
+    axes[0].set_yticks(range(len(parts)), parts)
+    axes[0].invert_yaxis()
+    plt.show()
+
+
+def price_by_stage(places, arithmetic, ratios):
+    """Fused-MBConv over MBConv: arithmetic as bars, measured times (rounds) as points with the middle half of the rounds."""
+    fig, ax = plt.subplots(figsize=(10, 4))
+    ax.bar(range(len(places)), list(arithmetic.values()), width=0.7, color="#cfd8dc", label="arithmetic")
+    for number, (way, by_place) in enumerate(ratios.items()):
+        low, middle, high = np.percentile(np.array(list(by_place.values())), (25, 50, 75), axis=1)
+        at, errors = np.arange(len(places)) + 0.16 * number - 0.08, (middle - low, high - middle)
+        ax.errorbar(at, middle, errors, fmt="os"[number], color=f"C{number}", capsize=3, label=f"time, {way} (middle half)")
+    ax.axhline(1, color="k", linewidth=0.8)
+    ax.text(len(places) - 0.5, 0.93, "below: Fused is faster", ha="right", va="top", fontsize=8)
+    titles = [f"stage {s}\\n{c} channels\\n{side} × {side}, expand {t}" for s, (c, side, t) in places.items()]
+    ax.set_xticks(range(len(places)), titles, fontsize=8)
+    ax.set(yscale="log", ylim=(0.5, 8), ylabel="Fused-MBConv ÷ MBConv", title="What the fused block costs, on one core")
+    ax.set_yticks([0.5, 1, 2, 4, 8], ["½", "1", "2", "4", "8"])
+    ax.minorticks_off()
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    plt.show()
+
+
+def busy(speed):
+    """Billion operations a second of each kind of step: a dot a stage and place."""
+    fig, ax = plt.subplots(figsize=(9, 2.4))
+    for row, values in enumerate(speed.values()):
+        ax.plot(values, np.full(len(values), row), "o", alpha=0.6)
+        ax.plot([np.median(values)] * 2, [row - 0.3, row + 0.3], color="k", linewidth=1)
+    ax.set_yticks(range(len(speed)), list(speed))
+    ax.set(ylim=(len(speed) - 0.5, -0.5), xlim=(0, None), xlabel="billion operations a second (as the layer counts them)")
+    ax.set_title("How busy the core is in each kind of step; a dot a stage, line: median")
+    plt.show()
+
+
+def winograd(lost, multiplications):
+    """Rounding error over the multiplications that an output costs: {way: errors}, {way: multiplications}."""
+    fig, ax = plt.subplots(figsize=(9, 3.2))
+    for number, (way, errors) in enumerate(lost.items()):
+        low, middle, high = np.percentile(errors, (5, 50, 95))
+        ax.errorbar(multiplications[way], middle, [[middle - low], [high - middle]], fmt="o", capsize=3, color=f"C{number}")
+        ax.annotate(way, (multiplications[way], middle), (8, 3), textcoords="offset points", fontsize=8, color=f"C{number}")
+    ax.set(yscale="log", xlim=(1, 11), xlabel="multiplications for an output (a 3 × 3 kernel, one channel)")
+    ax.set(ylabel="error ÷ largest output", title="Fewer multiplications, fewer digits (bars: nine tenths of the draws)")
+    ax.grid(True, axis="y")
+    plt.show()
+
+
+def whole(works, answers):
+    """Time of whole networks against their arithmetic, the range of the runs as bars; dashed: as B0, for its arithmetic."""
+    fig, ax = plt.subplots(figsize=(8.5, 3.4))
+    first = next(iter(works))
+    ends = np.array([min(works.values()) * 0.7, max(works.values()) * 1.4])
+    ax.plot(ends / 1e9, ends / works[first] * np.median(answers[first]), "--", color="C6", linewidth=1)
+    for name, values in answers.items():
+        middle, colour = np.median(values), "C1" if name.startswith("v2") else "C0"
+        span = [[middle - min(values)], [max(values) - middle]]
+        ax.errorbar(works[name] / 1e9, middle, span, fmt="o", capsize=3, color=colour)
+        ax.annotate(name, (works[name] / 1e9, middle), (7, -9), textcoords="offset points", fontsize=9, color=colour)
+    ax.set(xscale="log", yscale="log", xlabel="billion multiply-adds", ylabel="milliseconds a picture")
+    ax.set_title(f"Whole networks on one core; bars: all runs; dashed: in proportion to {first}")
+    ax.grid(True)
+    plt.show()
+
+
+def phases(work, epochs, constant):
+    """Multiply-adds a picture over the epochs of progressive learning: {size: multiply-adds}; beside them the largest size."""
+    fig, ax = plt.subplots(figsize=(8.5, 2.8))
+    for number, (size, value) in enumerate(work.items()):
+        ax.bar((number + 0.5) * epochs, value / 1e9, width=0.97 * epochs)
+        ax.text((number + 0.5) * epochs, value / 1e9, f"{size} × {size}", ha="center", va="bottom", fontsize=8)
+    ax.axhline(constant / 1e9, color="C6", linewidth=1, linestyle="--")
+    ax.set(xlabel="epoch", ylabel="billion multiply-adds", ylim=(0, 1.2 * constant / 1e9))
+    ax.set_title("V2-S, a picture forward, as training goes on (dashed: the last size from the beginning)")
+    plt.show()
+
+
+def growth(factors):
+    """By how much each stage of a large network is longer than that of the small one: {title: one number a stage}."""
+    fig, ax = plt.subplots(figsize=(8.5, 2.8))
+    for number, (title, values) in enumerate(factors.items()):
+        ax.plot(range(len(values)), values, "osD"[number] + "-", color=f"C{number}", label=title)
+    ax.set(xlabel="stage", ylabel="blocks, times as many", ylim=(0.8, 4.6), title="How the stages grow")
+    ax.set_xticks(range(max(map(len, factors.values()))))
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     plt.show()
