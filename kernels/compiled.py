@@ -12,6 +12,7 @@ may call it; they take turns.
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import threading
 import time
@@ -270,7 +271,7 @@ class CompiledEfficientNet:
         bound = self._plans.get(key)
         if bound is None or bound.images < min(count, bound.most):
             planned = plan(self._network, self._weights, height, width, hidden, not self.classifies)
-            most = 1 if hidden else max(1, min(TOGETHER, TOGETHER_BYTES // planned.arena_bytes))
+            most = 1 if hidden else _together(planned)
             images = min(count, most)
             if self._arena.nbytes < images * planned.arena_bytes + ALIGN:
                 self._plans.clear()  # their tables point into the arena that goes
@@ -304,6 +305,15 @@ class CompiledEfficientNet:
         else:
             output = BaseModelOutput(features, logits, states)
         return output if (config.use_return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    @functools.cached_property
+    def together(self) -> int:
+        """How many images, of the size that it was made for, are best given at once: more would not go together."""
+        size = self._network.image_size
+        try:
+            return _together(plan(self._network, self._weights, size, size, False, not self.classifies))
+        except ValueError:  # no size for this network
+            return 1
 
     def of_each(self, inputs: list[np.ndarray]) -> np.ndarray:
         """Images of one size, each (C, H, W) float32 -> what a call gives for them all: logits, or pooled features.
@@ -384,6 +394,11 @@ class CompiledEfficientNet:
         milliseconds = np.median(rows, axis=0) / max(rate, 1) * 1e3
         steps = bound.plan.steps
         return [(step.label, ms, step.flops, 4 * step.floats) for step, ms in zip(steps, milliseconds.tolist(), strict=True)]
+
+
+def _together(planned) -> int:
+    """How many images of a plan go through its last blocks at once."""
+    return max(1, min(TOGETHER, TOGETHER_BYTES // planned.arena_bytes))
 
 
 def _packed_for() -> tuple:

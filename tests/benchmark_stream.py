@@ -240,9 +240,10 @@ def serve(engine: str, threads: int, folder: Path, pictures: Path) -> None:
         if line.strip() == "limit":
             print("@" + json.dumps(limit(names[:200])), flush=True)
             continue
-        began = time.perf_counter()
-        found = run(names)
-        print("@" + json.dumps({"seconds": time.perf_counter() - began, "found": found}), flush=True)
+        began, busy = time.perf_counter(), time.process_time()
+        found = run(names[: int(line)])
+        seconds, busy = time.perf_counter() - began, time.process_time() - busy
+        print("@" + json.dumps({"seconds": seconds, "busy": busy / len(found), "found": found}), flush=True)
 
 
 class Process:
@@ -280,9 +281,12 @@ def measure(options: argparse.Namespace, folder: Path, pictures: Path) -> None:
             time.sleep(0.3)  # threads of the one before go on spinning
             if name == "ours":
                 limits.append(engine.ask("limit"))
-            result = engine.ask("run")
-            seconds[name].append(result["seconds"])
+            count = options.pipeline_pictures if name == "pipeline" and options.pipeline_pictures else options.pictures
+            result = engine.ask(str(count))
+            seconds[name].append(result["seconds"] * options.pictures / count)
             found[name] = result["found"]
+            busy = f"{1e3 * result['busy']:.2f} ms of the CPU each"
+            print(f"{name}: {count} pictures in {result['seconds']:.1f} s, {busy}", file=sys.stderr, flush=True)
     report(options, seconds, found, limits)
     for engine in engines.values():
         engine.process.stdin.close()
@@ -292,7 +296,8 @@ def measure(options: argparse.Namespace, folder: Path, pictures: Path) -> None:
 def report(options: argparse.Namespace, seconds: dict, found: dict, limits: list[dict]) -> None:
     rates = {name: options.pictures / float(np.median(taken)) for name, taken in seconds.items()}
     for name, rate in rates.items():
-        same = np.mean(np.array(found[name]) == np.array(next(iter(found.values()))))
+        first = next(iter(found.values()))
+        same = np.mean(np.array(found[name]) == np.array(first[: len(found[name])]))
         runs = ", ".join(f"{options.pictures / taken:.0f}" for taken in seconds[name])
         print(f"{name}: {rate:.1f} pictures a second (runs: {runs}); {same:.2%} of the first labels as the first engine's")
     if "ours" not in rates:
@@ -317,6 +322,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument(
+        "--pipeline-pictures", type=int, metavar="N", help="let transformers' pipeline answer the first N alone"
+    )
     parser.add_argument("--make", type=Path, metavar="FOLDER", help="only make the pictures, there")
     parser.add_argument("--made", action="store_true", help="the folder holds what --make made")
     options = parser.parse_args()

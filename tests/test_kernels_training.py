@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -19,8 +21,11 @@ from test_kernels import VARIANTS, live, many_cores, pictures, run_on, small  # 
 
 import effnet_np
 from effnet_np import EfficientNetConfig
+from effnet_np.cli import main
+from effnet_np.kernels import bench as forward_bench
 from effnet_np.kernels import library
 from effnet_np.layers import BatchNorm2d
+from effnet_np.training import bench
 from effnet_np.training.backward import backward
 from effnet_np.training.optimizers import SGD, AdamW, RMSProp, clip_by_global_norm
 from effnet_np.training.trainer import Trainer
@@ -399,3 +404,36 @@ def test_trainer_learns_the_same_with_kernels():
         losses.append([trainer.step(images, labels)[0] for _ in range(4)])
         losses[-1].append(trainer.evaluate([(images, labels)]).loss)
     np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+@pytest.mark.parametrize("model", ["b0", "lite0"])
+def test_bench_measures_the_same_step_of_the_same_network(model):
+    pytest.importorskip("torch")
+    pytest.importorskip("efficientnet_lite_pytorch" if model == "lite0" else "transformers")
+    images, labels, found = forward_bench.images(model, 2), np.arange(2), []
+    for engine, name in ((bench.ours, "ours"), (bench.peer, "torch-channels-last")):
+        step, gradients, drop = engine(name, model, 1, "stored", images, labels)
+        drop(False)
+        if name != "ours":
+            step()
+        found.append({name: np.array(gradient) for name, gradient in gradients().items()})
+    bench.check(found[1], found[0], "they disagree")
+    found[1]["stem"] = found[1]["stem"] * np.float32(1.2)
+    with pytest.raises(ValueError, match=r"they disagree by 2\.0e-01 in the gradient of the stem: nothing was timed"):
+        bench.check(found[1], found[0], "they disagree")
+
+
+def test_bench_prints_a_table(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("torch")
+    milliseconds = {"ours": 100.0, "torch": 400.0, "torch-channels-last": 300.0, "gemm": 1.0}
+    result = {"milliseconds": milliseconds, "megabytes": {"ours": 50.0, "torch": 200.0, "torch-channels-last": 220.0}}
+    result |= {"model": "b0", "threads": 1, "batch": 2, "statistics": "batch", "of_best_peer": 1 / 3, "of_gemm": 0.6}
+    monkeypatch.setattr(bench, "measure", lambda *_: result)
+    options = ["--training", "--model", "b0", "--batch", "2", "--threads", "1", "--json", str(tmp_path / "all.json")]
+    options += ["--plot", str(tmp_path / "all.png")] if find_spec("matplotlib") else []
+    assert main(["bench", *options]) == 0
+    header, _, first, second = capsys.readouterr().out.strip().splitlines()
+    assert header.startswith("| model | threads | batch | statistics | ours ms | torch ms | torch-channels-last ms |")
+    assert first == second == "| b0 | 1 | 2 | batch | 100 | 400 | 300 | 0.33 | 0.60 | 50 | 200 | 0.25 |"
+    assert json.loads((tmp_path / "all.json").read_text()) == [result, result]
+    assert all(file.stat().st_size > 0 for file in tmp_path.iterdir())

@@ -181,7 +181,8 @@ class _Crew:
         prepared = []
         for group, index in jobs:
             source, group.sources[index] = group.sources[index], None
-            group.results[index] = _everything(self.prepare, source)
+            if not self.dismissed:
+                group.results[index] = _everything(self.prepare, source)
             del source
             with self.lock:
                 group.unprepared -= 1

@@ -24,7 +24,7 @@ ERRORS = ("raise", "return")
 FUNCTIONS = {"softmax": ops.softmax, "sigmoid": ops.sigmoid, "none": lambda logits: logits}
 WINDOW = 8  # sources that are read ahead, for each thread,
 LARGEST_WINDOW = 63  # and in all: the first result of an endless iterator comes before its 64th picture is read
-AT_ONCE = 8  # pictures that a compiled network is given at once, if so many wait
+AT_ONCE = 8  # pictures that a thread preprocesses in one go, where that is all, if so many wait
 
 Prediction = dict[str, Any]
 
@@ -77,11 +77,12 @@ def _divide(
         threads = min(threads, len(sources))
     if threads <= 1 and isinstance(sources, Sized) and len(sources) <= 1:
         return [runner], 1, 0, 1, 1  # by the caller's thread
-    lanes = [runner] * threads if output == "pixel_values" else runner.lanes(threads) if hasattr(runner, "lanes") else [runner]
-    alone = output == "pixel_values" or lanes[0] is not runner
-    group = 1 if alone else min(batch_size, sys.maxsize)
-    window = max(2 * group, min(WINDOW * threads, LARGEST_WINDOW))
-    return lanes, group, threads, window, AT_ONCE if alone else 1
+    lanes, group, most = [runner], min(batch_size, sys.maxsize), 1
+    if output == "pixel_values":
+        lanes, group, most = [runner] * threads, 1, AT_ONCE
+    elif hasattr(runner, "lanes") and (twins := runner.lanes(threads)) != [runner]:
+        lanes, group, most = twins, 1, runner.together
+    return lanes, group, threads, max(2 * group, min(WINDOW * threads, LARGEST_WINDOW)), most
 
 
 def _noting(sources: Iterable[Any], names: deque) -> Iterator[Any]:
