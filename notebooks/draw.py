@@ -962,8 +962,8 @@ def survival(sizes, kept, noise):
 
 def windows(cases):
     """Where windows of stride 2 lie, with zeros as SAME puts them and on all sides: {title: (side, kernel, zeros of SAME)}."""
-    fig, axes = plt.subplots(1, len(cases), figsize=(11, 2.6))
-    for ax, (title, (side, kernel, same)) in zip(axes, cases.items(), strict=True):
+    fig, axes = plt.subplots(1, len(cases), figsize=(11 if len(cases) > 1 else 7, 2.6), squeeze=False)
+    for ax, (title, (side, kernel, same)) in zip(axes[0], cases.items(), strict=True):
         for row, (before, after) in enumerate((same, (kernel // 2, kernel // 2))):
             for place in range(-before, side + after):
                 colour = "#cfd8dc" if 0 <= place < side else "white"
