@@ -971,9 +971,15 @@ def windows(cases):
                 text = chr(ord("a") + place) if 0 <= place < side else "0"
                 ax.text(place + 0.5, -1.9 * row + 0.4, text, ha="center", va="center", fontsize=8)
             for window in range((side + before + after - kernel) // 2 + 1):
-                left, low = 2 * window - before, -1.9 * row - 0.15 - 0.22 * (window % 2)
+                left, low = 2 * window - before, -1.9 * row - 0.15 - 0.22 * (window % (kernel // 2 + 1))
                 ax.plot([left + 0.1, left + kernel - 0.1], [low, low], color=f"C{row}", linewidth=3)
-        ax.set(xlim=(-1.4, side + 1.4), ylim=(-2.6, 1.1), xticks=[], yticks=[0.4, -1.5], title=f"{title}; lines are windows")
+        ax.set(
+            xlim=(-kernel // 2 - 0.4, side + kernel // 2 + 0.4),
+            ylim=(-2.8, 1.1),
+            xticks=[],
+            yticks=[0.4, -1.5],
+            title=f"{title}; lines are windows",
+        )
         ax.set_yticklabels(["SAME", "all sides"])
         ax.spines[:].set_visible(False)
     plt.show()
