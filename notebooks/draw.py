@@ -1092,8 +1092,8 @@ def price_by_stage(places, arithmetic, ratios):
         ax.errorbar(at, middle, errors, fmt="os"[number], color=f"C{number}", capsize=3, label=f"time, {way} (middle half)")
     ax.axhline(1, color="k", linewidth=0.8)
     ax.text(len(places) - 0.5, 0.93, "below: Fused is faster", ha="right", va="top", fontsize=8)
-    titles = [f"stage {s}\\n{c} channels\\n{side} × {side}, expand {t}" for s, (c, side, t) in places.items()]
-    ax.set_xticks(range(len(places)), titles, fontsize=8)
+    titles = [f"stage {s}\n{c} channels\n{side} × {side}, expand {t}" for s, (c, side, t) in places.items()]
+    ax.set_xticks(range(len(places)), titles, fontsize=7)
     ax.set(yscale="log", ylim=(0.5, 8), ylabel="Fused-MBConv ÷ MBConv", title="What the fused block costs, on one core")
     ax.set_yticks([0.5, 1, 2, 4, 8], ["½", "1", "2", "4", "8"])
     ax.minorticks_off()
@@ -1155,12 +1155,17 @@ def phases(work, epochs, constant):
     plt.show()
 
 
-def growth(factors):
-    """By how much each stage of a large network is longer than that of the small one: {title: one number a stage}."""
-    fig, ax = plt.subplots(figsize=(8.5, 2.8))
-    for number, (title, values) in enumerate(factors.items()):
-        ax.plot(range(len(values)), values, "osD"[number] + "-", color=f"C{number}", label=title)
-    ax.set(xlabel="stage", ylabel="blocks, times as many", ylim=(0.8, 4.6), title="How the stages grow")
-    ax.set_xticks(range(max(map(len, factors.values()))))
-    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+def growth(pairs):
+    """Blocks that a large network has beyond the small one, by stage, and where even growth would have put them.
+
+    pairs: {title: (blocks of each stage of the small one, of the large one)}; a stage that the small one lacks has 0.
+    """
+    fig, axes = plt.subplots(1, len(pairs), figsize=(10, 2.8), sharey=True)
+    for ax, (title, (small, large)) in zip(axes, pairs.items(), strict=True):
+        ax.bar(range(len(small)), large - small, color="C0", label="added")
+        even = small * (large.sum() / small.sum() - 1)
+        ax.plot(range(len(small)), even, "D", color="C1", label="if all stages grew alike")
+        ax.set(title=title, xlabel="stage", xticks=range(len(small)))
+    axes[0].set_ylabel("blocks")
+    axes[0].legend(fontsize=8)
     plt.show()

@@ -181,6 +181,15 @@ def test_untrained_network_is_alive_and_knows_nothing():
     )
 
 
+def test_untrained_network_may_be_another_one():
+    model = course.EfficientNetForImageClassification.from_pretrained("lite0")
+    inputs = np.stack(list(course.photographs(model).values()))[:2]
+    control = course.untrained(inputs, preset="b0")
+    assert len(control.state_dict()) == 360
+    deviations = [state.std() for state in control(inputs, output_hidden_states=True).hidden_states]
+    assert 0.3 < min(deviations) < max(deviations) < 5
+
+
 def test_every_photograph_and_figure_has_its_licence_in_the_readme():
     readme = (NOTEBOOKS / "README.md").read_text(encoding="utf-8")
     for picture in (NOTEBOOKS / "images").iterdir():
