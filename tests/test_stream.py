@@ -20,7 +20,7 @@ import effnet_np
 from effnet_np.images.processor import EfficientNetImageProcessor
 from effnet_np.inference import pipeline
 from effnet_np.inference.classify import get_runner
-from effnet_np.inference.stream import LARGEST_WINDOW, best_of, preprocess, stream
+from effnet_np.inference.stream import LARGEST_WINDOW, WINDOW, best_of, preprocess, stream
 
 from helpers import CHELSEA, COFFEE, pair, tiny_config
 
@@ -214,7 +214,7 @@ def test_no_more_pictures_are_held_than_the_window(runner):
     most = 0
     for _ in stream(runner, sources(), threads=2):
         most = max(most, len(alive))
-    assert 0 < most <= 2 * 8 + 3
+    assert 0 < most <= 2 * WINDOW + 3
 
 
 # -- what fails --------------------------------------------------------------------------------------------------------

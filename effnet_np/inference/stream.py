@@ -22,7 +22,7 @@ from effnet_np.module import Module
 OUTPUTS = ("labels", "logits", "features", "pixel_values")
 ERRORS = ("raise", "return")
 FUNCTIONS = {"softmax": ops.softmax, "sigmoid": ops.sigmoid, "none": lambda logits: logits}
-WINDOW = 8  # sources that are read ahead, for each thread,
+WINDOW = 24  # sources that are read ahead, for each thread: those of three calls of a compiled network,
 LARGEST_WINDOW = 63  # and in all: the first result of an endless iterator comes before its 64th picture is read
 AT_ONCE = 8  # pictures that a thread preprocesses in one go, where that is all, if so many wait
 
