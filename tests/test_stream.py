@@ -235,6 +235,28 @@ def test_errors_in_their_place(runner):
     assert isinstance(effnet_np.classify(b"", model=runner, errors="return"), ValueError)
 
 
+def test_an_error_that_is_kept_holds_nothing(runner):
+    """No frame, so no bytes and no pixels, and no circle that only the garbage collector would find."""
+    alive = weakref.WeakSet()
+
+    class Damaged(io.BytesIO):
+        pass
+
+    def sources():
+        for _ in range(30):
+            alive.add(source := Damaged(b"no picture"))
+            yield source
+
+    gc.collect()
+    gc.disable()
+    try:
+        kept = list(stream(runner, sources(), errors="return"))
+        assert all(isinstance(error, ValueError) for error in kept)
+        assert not alive
+    finally:
+        gc.enable()
+
+
 def test_an_error_ends_a_stream_and_names_the_picture(runner):
     results = effnet_np.classify(with_bad_ones(20), model=runner)
     assert len(list(itertools.islice(results, 3))) == 3
