@@ -255,6 +255,9 @@ def test_an_error_that_is_kept_holds_nothing(runner):
         assert not alive
     finally:
         gc.enable()
+    with pytest.raises(ValueError) as raised:  # what is raised shows where, down to the reader
+        effnet_np.classify(b"no picture", model=runner)
+    assert "images/io.py" in str(raised.traceback[-1].path)
 
 
 def test_an_error_ends_a_stream_and_names_the_picture(runner):
