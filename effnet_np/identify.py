@@ -170,7 +170,7 @@ def _only_one(foreign: Foreign, names: list[str], preset: Callable[..., Any]) ->
     raise ValueError(
         f"{foreign.path} may be any of {len(names)} networks of {library}, whose tensors have the same names and shapes:\n"
         + "\n".join(lines)
-        + f"\nSay which it is, for example {example}, or effnet-np classify --architecture {names[-1]}"
+        + f"\nSay which it is, for example {example}, or on the shell --architecture {names[-1]}"
     )
 
 

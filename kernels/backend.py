@@ -34,7 +34,7 @@ def choose(model, backend: str = "auto", threads: int | None = None):
 
 def learns(model, backend: str = "auto") -> bool:
     """Whether the kernels of training are what a model learns with: by the same choice, of what they can and where they are."""
-    if backend == "numpy" or callable(model.config.hidden_act) or any(spec.fused for spec in model.config.blocks()):
+    if backend == "numpy" or callable(model.config.hidden_act):
         return False
     if backend == "auto":
         try:

@@ -1,8 +1,9 @@
 """compile(model) -> CompiledEfficientNet: the same call and the same outputs, computed by the kernels.
 
 What it holds: the packed weights, once; a few plans, one for each image size that was seen lately; one arena for the
-activations and one scratch, both as large as the largest plan wants; and a pool of threads. Images of a batch go through
-one after another: each one's activations then stay in the caches, and the arena is that of one image.
+activations and one scratch, both as large as the largest plan wants; and a pool of threads. Images of a batch go through the
+large maps one after another, so that each one's activations stay in the caches, and through the last blocks, whose weights
+are larger than their maps, some at a time (`Plan.late`), so that the weights do. The results are the same, bit for bit.
 
 It keeps nothing of the model that it was made from but the configuration and the image processor. Several Python threads
 may call it; they take turns.
@@ -27,7 +28,7 @@ from effnet_np.kernels.cores import default_threads
 from effnet_np.kernels.overflow import largest_pixel
 from effnet_np.kernels.plan import pack, plan
 from effnet_np.kernels.pool import Pool
-from effnet_np.kernels.resize import resize
+from effnet_np.kernels.resize import network_input
 from effnet_np.kernels.target import CPU_NAME, WIDTH
 from effnet_np.layer_specs import layer_specs
 from effnet_np.model import EfficientNetForImageClassification
@@ -36,6 +37,8 @@ from effnet_np.pretrained import PreTrainedModel, check_pixel_values, classifica
 from effnet_np.version import __version__
 
 MOST_PLANS = 8  # image sizes whose plans are kept
+TOGETHER = 8  # images of a batch that go through the last blocks at once,
+TOGETHER_BYTES = 1 << 25  # if their arenas are no larger than this
 _models: weakref.WeakSet = weakref.WeakSet()
 
 
@@ -66,15 +69,35 @@ def _aligned(memory: np.ndarray) -> int:
 
 
 class _Bound:
-    """A plan with its table of addresses, and where the results will lie."""
+    """A plan with a table of addresses for each of the images that go through together."""
 
-    def __init__(self, owner: CompiledEfficientNet, plan, arena: np.ndarray):
+    def __init__(self, owner: CompiledEfficientNet, plan, arena: np.ndarray, images: int, most: int):
         base = _aligned(arena)
-        self.plan, self.arena = plan, arena
-        self.table = plan.bind(base, owner._weights.address, owner._functions, owner.threads)
-        self.address, self.steps = self.table.ctypes.data, len(self.table)
-        self.source = plan.image_word(self.table)  # where the image's address goes
-        self.image_bytes = 4 * owner._network.num_channels * plan.image[0] * plan.image[1]
+        self.plan, self.images, self.most = plan, images, most
+        bases = [base + image * plan.arena_bytes for image in range(images)]
+        weights, functions, threads = owner._weights.address, owner._functions, owner.threads
+        self.tables = np.stack([plan.bind(each, weights, functions, threads) for each in bases])
+        self.steps, self.stride = len(plan.steps), self.tables[0].nbytes
+        self.places = [_Place(owner, plan, table, arena, each) for table, each in zip(self.tables, bases, strict=True)]
+
+    def run(self, pool: Pool, scratch: int, images: list[np.ndarray]) -> None:
+        """As many images as there are places, at most."""
+        for place, image in zip(self.places, images, strict=False):
+            place.source[0] = image.ctypes.data
+        late = self.plan.late if len(images) > 1 else self.steps
+        for place in self.places[: len(images)]:
+            pool(place.address, 0, late, scratch, self.plan.scratch_bytes)
+        if late < self.steps:
+            first = self.places[0].address
+            pool(first, late, self.steps, scratch, self.plan.scratch_bytes, len(images), self.stride)
+
+
+class _Place:
+    """A table of addresses: where the image is, and where the results will lie."""
+
+    def __init__(self, owner: CompiledEfficientNet, plan, rows: np.ndarray, arena: np.ndarray, base: int):
+        self.arena, self.address = arena, rows.ctypes.data
+        self.source = plan.image_word(rows)  # where the image's address goes
         self._skip = base - arena.ctypes.data
         self.hidden = [self.view(plane) for plane in plan.hidden]
         self.last = self.view(plan.last) if plan.last else None
@@ -137,7 +160,6 @@ class CompiledEfficientNet:
             warnings.warn(f"{reason}: the NumPy model answers instead of the kernels", stacklevel=3)
             self._reference = model
             return
-        self.resize = resize  # of pictures, as Pillow's
         self._lanes: dict[int, list[CompiledEfficientNet]] = {}
         self._reset()
 
@@ -197,6 +219,14 @@ class CompiledEfficientNet:
         twin._reset()
         return twin
 
+    # -- pictures --------------------------------------------------------------------------------------------------
+
+    def network_input(self, pixels: np.ndarray) -> np.ndarray:
+        """One picture (H, W, C) uint8 -> (C, h, w), what its image processor's `network_input` makes of it, but sooner."""
+        return (network_input if self._reference is None else type(self.image_processor).network_input)(
+            self.image_processor, pixels
+        )
+
     # -- what people call on a model ------------------------------------------------------------------------------
 
     dtype = np.dtype(np.float32)
@@ -235,21 +265,22 @@ class CompiledEfficientNet:
 
     # -- running --------------------------------------------------------------------------------------------------
 
-    def _bound(self, height: int, width: int, hidden: bool) -> _Bound:
+    def _bound(self, height: int, width: int, hidden: bool, count: int = 1) -> _Bound:
         key = (height, width, hidden)
         bound = self._plans.get(key)
-        if bound is None:
+        if bound is None or bound.images < min(count, bound.most):
             planned = plan(self._network, self._weights, height, width, hidden, not self.classifies)
-            if self._arena.nbytes < planned.arena_bytes + ALIGN:
+            most = 1 if hidden else max(1, min(TOGETHER, TOGETHER_BYTES // planned.arena_bytes))
+            images = min(count, most)
+            if self._arena.nbytes < images * planned.arena_bytes + ALIGN:
                 self._plans.clear()  # their tables point into the arena that goes
-                self._arena = np.zeros(planned.arena_bytes // 4 + ALIGN, np.float32)
+                self._arena = np.zeros(images * planned.arena_bytes // 4 + ALIGN, np.float32)
             if self._scratch.nbytes < planned.scratch_bytes * self.threads + ALIGN:
                 self._scratch = np.zeros(planned.scratch_bytes * self.threads // 4 + ALIGN, np.float32)
-            bound = self._plans[key] = _Bound(self, planned, self._arena)
+            bound = self._plans[key] = _Bound(self, planned, self._arena, images, most)
             if len(self._plans) > MOST_PLANS:
                 self._plans.popitem(last=False)
-        else:
-            self._plans.move_to_end(key)
+        self._plans.move_to_end(key)
         return bound
 
     def __call__(
@@ -263,29 +294,9 @@ class CompiledEfficientNet:
         images = pixel_values
         if not (type(images) is np.ndarray and images.dtype == np.float32 and images.ndim == 4 and images.flags.c_contiguous):
             images = np.ascontiguousarray(check_pixel_values(self._network, images, np.float32))
-        count, channels, height, width = images.shape
-        if channels != self._network.num_channels or not images.size:
+        if images.shape[1] != self._network.num_channels or not images.size:
             check_pixel_values(self._network, images, np.float32)  # which says what is wrong
-        if not (images.max() <= self._largest_pixel and images.min() >= -self._largest_pixel):
-            check_pixel_values(self._network, images, np.float32)
-            raise ValueError(f"pixel_values beyond {self._largest_pixel:.3g} overflow float32 inside of this network")
-        with self._lock:
-            bound = self._bound(height, width, hidden)
-            logits = np.empty((count, bound.logits.size), np.float32)
-            maps = [np.empty((count, p.channels, p.height, p.width), np.float32) for p in bound.plan.hidden]
-            last = bound.plan.last
-            features = None if last is None else np.empty((count, last.channels, last.height, last.width), np.float32)
-            address = images.ctypes.data
-            for image in range(count):
-                bound.source[0] = address + image * bound.image_bytes
-                self._pool(bound.address, 0, bound.steps, _aligned(self._scratch), bound.plan.scratch_bytes)
-                logits[image] = bound.logits
-                for view, out in zip(bound.hidden, maps, strict=True):
-                    _nchw(view, out[image])
-                if features is not None:
-                    _nchw(bound.last, features[image])
-        if maps and self._weights.stem_scale != 1:
-            maps[0] *= np.float32(1 / self._weights.stem_scale)
+        features, logits, maps = self._run(list(images), hidden)
         states = tuple(maps) if hidden else None
         if self.classifies:
             loss = None if labels is None else classification_loss(config, logits, np.asarray(labels))
@@ -293,6 +304,44 @@ class CompiledEfficientNet:
         else:
             output = BaseModelOutput(features, logits, states)
         return output if (config.use_return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def of_each(self, inputs: list[np.ndarray]) -> np.ndarray:
+        """Images of one size, each (C, H, W) float32 -> what a call gives for them all: logits, or pooled features.
+
+        They need not be copied into one array. The call judges what is no such image: ValueError or TypeError.
+        """
+        kind = (np.ndarray, np.float32, (self._network.num_channels, *inputs[0].shape[1:]))
+        fit = all((type(x), x.dtype, x.shape) == kind and x.flags.c_contiguous and x.size for x in inputs)
+        if self._reference is None and fit:
+            return self._run(inputs, False)[1]
+        output = self(np.stack(inputs), return_dict=True)
+        return output.logits if self.classifies else output.pooler_output
+
+    def _run(self, images: list[np.ndarray], hidden: bool) -> tuple[np.ndarray | None, np.ndarray, list[np.ndarray]]:
+        """(last map, logits or pooled features, hidden states) of images (C, H, W)."""
+        for image in images:
+            if not (image.max() <= self._largest_pixel and image.min() >= -self._largest_pixel):
+                check_pixel_values(self._network, image[None], np.float32)
+                raise ValueError(f"pixel_values beyond {self._largest_pixel:.3g} overflow float32 inside of this network")
+        count, (_, height, width) = len(images), images[0].shape
+        with self._lock:
+            bound = self._bound(height, width, hidden, count)
+            logits = np.empty((count, bound.places[0].logits.size), np.float32)
+            maps = [np.empty((count, p.channels, p.height, p.width), np.float32) for p in bound.plan.hidden]
+            last = bound.plan.last
+            features = None if last is None else np.empty((count, last.channels, last.height, last.width), np.float32)
+            for first in range(0, count, bound.images):
+                some = images[first : first + bound.images]
+                bound.run(self._pool, _aligned(self._scratch), some)
+                for image, place in enumerate(bound.places[: len(some)], first):
+                    logits[image] = place.logits
+                    for view, out in zip(place.hidden, maps, strict=True):
+                        _nchw(view, out[image])
+                    if features is not None:
+                        _nchw(place.last, features[image])
+        if maps and self._weights.stem_scale != 1:
+            maps[0] *= np.float32(1 / self._weights.stem_scale)
+        return features, logits, maps
 
     def resume(self, block: int, hidden_states: np.ndarray, height: int, width: int) -> np.ndarray:
         """The network from a block on: hidden_states (1, C, H, W), what that block is given -> logits (1, num_labels).
@@ -305,15 +354,16 @@ class CompiledEfficientNet:
             raise NotImplementedError("the kernels do not answer for this model, or it has no classifier")
         with self._lock:
             bound = self._bound(height, width, True)
-            place, view = bound.plan.hidden[block], bound.hidden[block]
+            place, view = bound.plan.hidden[block], bound.places[0].hidden[block]
             wanted = (1, place.channels, place.height, place.width)
             if hidden_states.shape != wanted or not np.isfinite(hidden_states).all():
                 raise ValueError(f"block {block} takes finite numbers of shape {wanted}, got {hidden_states.shape}")
             scale = np.float32(self._weights.inner if block == 0 else 1)
             _blocks(hidden_states[0] * scale if scale != 1 else hidden_states[0], view)
             first = bound.plan.starts[block]
-            self._pool(bound.address, first, bound.steps, _aligned(self._scratch), bound.plan.scratch_bytes)
-            return bound.logits[None].copy()
+            here = bound.places[0]
+            self._pool(here.address, first, bound.steps, _aligned(self._scratch), bound.plan.scratch_bytes)
+            return here.logits[None].copy()
 
     def profile(self, pixel_values, rounds: int = 30) -> list[tuple[str, float, int, int]]:
         """(kind, milliseconds, FLOP, bytes of its tensors) of each step for the first image, medians over the rounds."""

@@ -8,16 +8,20 @@ from pathlib import Path
 
 
 def default_threads(cgroups: str = "/sys/fs/cgroup") -> int:
-    """How many threads are worth starting: EFFNET_NP_THREADS, or the cores that this process may use.
+    """How many threads are worth starting: EFFNET_NP_THREADS, or the cores that this process may use (`usable`).
 
-    Those are its affinity mask's, and no more than its container's CPU quota, rounded up. Raises ValueError for a
-    variable that is no whole number of at least 1.
+    Raises ValueError for a variable that is no whole number of at least 1.
     """
     chosen = os.environ.get("EFFNET_NP_THREADS")
     if chosen:
         if not chosen.isdecimal() or int(chosen) < 1:
             raise ValueError(f"EFFNET_NP_THREADS must be a whole number of at least 1, got {chosen!r}")
         return int(chosen)
+    return usable(cgroups)
+
+
+def usable(cgroups: str = "/sys/fs/cgroup") -> int:
+    """Cores that this process may use: its affinity mask's, and no more than its container's CPU quota, rounded up."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(cores, _quota(Path(cgroups)))))
 

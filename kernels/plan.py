@@ -49,6 +49,7 @@ class Plan:
 
     steps: list[Step]
     starts: list[int]  # the number of each block's first step, and of the head's
+    late: int  # the number of the first step from which on weights are larger than maps
     image: tuple[int, int]  # height and width
     hidden: list[FeatureMap]
     last: FeatureMap | None
@@ -101,6 +102,7 @@ def plan(config, weights: Weights, height: int, width: int, keep_hidden: bool, k
     return Plan(
         steps,
         starts,
+        starts[late(specs, maps, middles)],
         (height, width),
         maps if keep_hidden else [],
         last,
@@ -108,6 +110,18 @@ def plan(config, weights: Weights, height: int, width: int, keep_hidden: bool, k
         logits and logits.offset,
         net.arena.bytes,
     )
+
+
+def late(specs, maps: list[FeatureMap], middles: list[tuple[int, int, int]]) -> int:
+    """The number of the first block from which on all have more weights than numbers in their maps, or of the head."""
+    first = len(specs)
+    while first > 0:
+        expanded, height, width = middles[first - 1]
+        source, target = maps[first - 1 : first + 1]
+        if expanded * (source.channels + target.channels) <= source.size + expanded * height * width + target.size:
+            break
+        first -= 1
+    return first
 
 
 def block(net, spec, source: FeatureMap, middle: FeatureMap, target: FeatureMap, layer) -> list[Step]:

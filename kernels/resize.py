@@ -6,9 +6,11 @@ other; but neighbours in a *column* have their neighbours in the same order, so 
 once. `resample` does that, for rows. Columns go the same way, on the transposed picture: turning it costs less than it gains.
 
     resample: (M rows, N numbers) uint8 -> (O rows, N) uint8, each a weighted sum of the rows from `first` on
-    turn:     (H, W) pixels of three bytes -> (W, H)
+    turn:     (H, W) pixels -> (W, H), of three bytes
+    turn_to_planes, resample_to_numbers: the same two, the second time: reds, greens and blues of a row by themselves, and
+              sums become the network's numbers at once
 
-Both are in resample.py. Source: Pillow, src/libImaging/Resample.c (`precompute_coeffs`, `normalize_coeffs_8bpc`), for
+They are in resample.py. Source: Pillow, src/libImaging/Resample.c (`precompute_coeffs`, `normalize_coeffs_8bpc`), for
 bilinear and bicubic.
 """
 
@@ -58,16 +60,17 @@ def weights(size: int, wanted: int, filter: int) -> np.ndarray:
 
 @functools.cache
 def _kernels():
-    return library.function("resample", 7), library.function("turn", 5)
+    counts = {"resample": 6, "turn": 6, "resample_to_numbers": 8, "turn_to_planes": 4}
+    return [library.function(name, count) for name, count in counts.items()]
 
 
 def takes(image: np.ndarray, height: int, width: int, resample: int) -> bool:
-    """Whether the kernels know this case: RGB, rows without gaps between their pixels, a filter from above.
+    """Whether the kernels know this case: RGB, of three or four bytes a pixel, without gaps in a row, a filter from above.
 
     And a picture that is no taller than wide, and shrinks no more in height than in width: else Pillow 13 may resize rows
     first, which older ones do not, and which rounds otherwise.
     """
-    rgb = image.dtype == np.uint8 and image.shape[2:] == (3,) and image.strides[1:] == (3, 1) and image.size > 0
+    rgb = image.dtype == np.uint8 and image.shape[2:] == (3,) and image.strides[1:] in ((3, 1), (4, 1)) and image.size > 0
     return (
         rgb and resample in SUPPORT and image.shape[0] <= image.shape[1] and image.shape[0] * width <= image.shape[1] * height
     )
@@ -77,23 +80,44 @@ def resize(image: np.ndarray, height: int, width: int, resample: int) -> np.ndar
     """`processor.resize`: (H, W, C) -> (height, width, C), what Pillow's `resize` gives, by the kernels where they know it."""
     if not takes(image, height, width, resample):
         return processor.resize(image, height, width, resample)
-    run, turned = _kernels()
-    sums = np.empty(3 * max(image.shape[0], width), np.int32)
+    narrow = _narrowed(image, width, resample)
+    turned = np.empty((narrow.shape[1], width, 3), np.uint8)
+    _kernels()[1](narrow.ctypes.data, narrow.strides[0], 3, turned.ctypes.data, *narrow.shape[:2])
+    return turned if height == len(turned) else _added(turned, height, resample)
 
-    def rows(source: np.ndarray, wanted: int) -> np.ndarray:
-        plan = weights(len(source), wanted, resample)
-        out = np.empty((wanted, *source.shape[1:]), np.uint8)
-        numbers, taps = source[0].size, plan.shape[1] - 2
-        run(source.ctypes.data, numbers, out.ctypes.data, wanted, plan.ctypes.data, taps, sums.ctypes.data)
-        return out
 
-    def turn(source: np.ndarray) -> np.ndarray:
-        out = np.empty((source.shape[1], source.shape[0], 3), np.uint8)
-        turned(source.ctypes.data, source.strides[0], out.ctypes.data, *source.shape[:2])
-        return out
+def _narrowed(image: np.ndarray, width: int, resample: int) -> np.ndarray:
+    """(H, W, 3) -> (width, H, 3): columns are resized, as rows of the turned picture."""
+    height = image.shape[0]
+    turned = np.empty((image.shape[1], height, 3), np.uint8)
+    _kernels()[1](image.ctypes.data, *image.strides[:2], turned.ctypes.data, *image.shape[:2])
+    return turned if width == len(turned) else _added(turned, width, resample)
 
-    if width != image.shape[1]:
-        image = turn(rows(turn(image), width))
-    if height != image.shape[0]:
-        image = rows(np.ascontiguousarray(image), height)
-    return image
+
+def _added(source: np.ndarray, wanted: int, resample: int) -> np.ndarray:
+    """(M, N, 3) -> (wanted, N, 3)"""
+    plan = weights(len(source), wanted, resample)
+    out = np.empty((wanted, *source.shape[1:]), np.uint8)
+    numbers, taps = source[0].size, plan.shape[1] - 2
+    _kernels()[0](source.ctypes.data, numbers, out.ctypes.data, wanted, plan.ctypes.data, taps)
+    return out
+
+
+def network_input(settings: processor.EfficientNetImageProcessor, pixels: np.ndarray) -> np.ndarray:
+    """`settings.network_input`: (H, W, C) uint8 -> (C, h, w); by the kernels where they know it."""
+    if not settings.do_resize or settings.do_center_crop or pixels.shape[2:] != (3,):
+        return settings.network_input(pixels, resize)
+    image, table = settings.cut(pixels), settings.table(3)
+    height, width = settings.resized(*image.shape[:2])
+    if table.dtype != np.float32 or not takes(image, height, width, settings.resample):
+        return settings.network_input(pixels, resize)
+    narrow = _narrowed(image, width, settings.resample)
+    rows = narrow.shape[1]
+    planes = np.empty((rows + 1, 3, width), np.uint8)  # a row more, for what is made of them
+    plan = weights(rows, height, settings.resample)
+    numbers = np.empty((3, height, width), np.float32)
+    _, _, resample_to_numbers, turn_to_planes = _kernels()
+    turn_to_planes(narrow.ctypes.data, planes.ctypes.data, width, rows)
+    arguments = (height, plan.ctypes.data, plan.shape[1] - 2, table.ctypes.data, planes[rows].ctypes.data)
+    resample_to_numbers(planes.ctypes.data, width, numbers.ctypes.data, *arguments)
+    return numbers

@@ -208,6 +208,8 @@ def difference(found: object, expected: np.ndarray) -> str | None:
 
 def guess(found: np.ndarray, expected: np.ndarray, scale: float) -> str:
     """A mistake that explains the numbers, or the place where they differ most."""
+    if found.size == 1:
+        return f"it gives {found.item():.5g}, expected is {expected.item():.5g}"
     overlap = float((found * expected).sum()), float((expected * expected).sum())
     factor, offset = overlap[0] / max(overlap[1], 1e-300), float((found - expected).mean())
     if close(found, -expected, scale):
@@ -223,8 +225,8 @@ def guess(found: np.ndarray, expected: np.ndarray, scale: float) -> str:
     if found.ndim >= 2 and found.shape[-1] == found.shape[-2] and close(found.swapaxes(-1, -2), expected, scale):
         return "rows and columns are exchanged"
     place = np.unravel_index(int(np.abs(found - expected).argmax()), found.shape)
-    at = f" at {tuple(int(i) for i in place)}" if place else ""
-    return f"the largest difference is{at}: it gives {found[place]:.5g}, expected is {expected[place]:.5g}"
+    at = tuple(int(i) for i in place)
+    return f"the largest difference is at {at}: it gives {found[place]:.5g}, expected is {expected[place]:.5g}"
 
 
 def close(a: np.ndarray, b: np.ndarray, scale: float) -> bool:

@@ -99,7 +99,7 @@ def one_channel(small, liveliest):
         ax.set(title=f"{name}, channel {channel}", xlabel=" × ".join(map(str, maps.shape)))
     for ax in axes:
         ax.set(xticks=[], yticks=[])
-    fig.suptitle("One channel on its way: the picture shrinks, the number of channels grows (channels × height × width)")
+    fig.suptitle("At five depths the channel that varies most: maps shrink, channels multiply (channels × height × width)")
     plt.show()
 
 
@@ -109,8 +109,8 @@ def logits_and_probabilities(logits, probabilities, best, short):
     axes[0].hist(logits, bins=60, color="#b0bec5")
     for rank, index in enumerate(best[:3]):
         axes[0].axvline(logits[index], color=f"C{rank + 1}", label=f"{short(index)}, {logits[index]:.2f}")
-    axes[0].set(title="1,000 logits, and the first three of them", xlabel="logit", ylabel="classes", yscale="log")
-    axes[0].legend(fontsize=8, loc="upper center")
+    axes[0].set(title="1,000 logits; lines: the three largest", xlabel="logit", ylabel="classes", yscale="log")
+    axes[0].legend(fontsize=8, loc="upper right", bbox_to_anchor=(0.9, 1))
     names, shares = [short(index) for index in best][::-1], 100 * probabilities[best][::-1]
     axes[1].bar_label(axes[1].barh(names, shares), labels=[f" {share:.1f}%" for share in shares])
     axes[1].set(title="after softmax, the five largest", xlabel="probability, percent", xlim=(0, 46))
@@ -142,7 +142,7 @@ def edges_and_mean(grey, edges, mean):
     axes[0].set(title="input, 224 × 224", xlabel="column", ylabel="row")
     image = axes[1].imshow(edges, cmap="RdBu_r", vmin=-2, vmax=2)
     axes[1].set(title="left-to-right changes, 222 × 222", xlabel="column")
-    fig.colorbar(image, ax=axes[1], label="darker ← → brighter", shrink=0.8)
+    fig.colorbar(image, ax=axes[1], label="darker ← → brighter", shrink=0.8, extend="both")
     axes[2].imshow(mean, cmap="gray")
     axes[2].set(title="mean of 9 × 9 pixels, 216 × 216", xlabel="column")
     plt.show()
@@ -177,10 +177,10 @@ def oriented(shares):
     ax.set(
         yticks=range(len(shares)),
         ylim=(len(shares) - 0.5, -0.5),
-        xlabel="1: one smooth pattern; dots are kernels, lines medians",
+        xlabel="cosine; dots are kernels, lines medians",
     )
     ax.set_yticklabels(list(shares))
-    ax.set_title("How much neighbouring weights resemble each other (correlation)")
+    ax.set_title("How much neighbouring weights resemble each other")
     plt.show()
 
 
@@ -235,8 +235,8 @@ def dead_channels(norms):
             counts[name.split(".")[2]] = int((norm.running_var < 1e-6).sum())
     fig, ax = plt.subplots(figsize=(10, 2.4))
     ax.bar_label(ax.bar(list(counts), list(counts.values())))
-    ax.set(title="Dead channels: zero variance over all of the training set", xlabel="stem, and the expansion of each block")
-    ax.set(ylabel="channels", ylim=(0, 14))
+    ax.set(title="Dead channels: practically no variance in the training set", xlabel="stem, and the expansion of each block")
+    ax.set(ylabel="channels", ylim=(0, 14), yticks=range(0, 15, 4))
     plt.show()
 
 
@@ -249,7 +249,7 @@ def eps_by_norm(alone, kinds):
         ax.vlines(places, low, high, color=f"C{colour}", linewidth=1.2)
         ax.plot(places, middle, "o", markersize=4, color=f"C{colour}", label=kind)
     ax.set(xlabel="batch norm, from the stem to the head", ylabel="change of the logits, percent", yscale="log")
-    ax.set_title("A wrong ε in one batch norm only; dot: median of the photographs, line: all of them")
+    ax.set_title(f"A wrong ε in one batch norm only; dot: median of {alone.shape[1]} photographs, line: all of them")
     ax.legend(fontsize=8)
     plt.show()
 
@@ -271,7 +271,8 @@ def bends(x, relu, relu6, swish):
     axes[2].plot(near, swish(near), color="C2")
     lowest = near[swish(near).argmin()]
     axes[2].plot(lowest, swish(near).min(), "o", color="C2")
-    axes[2].annotate(f"({lowest:.3f}, {swish(near).min():.3f})", (lowest, swish(near).min()), (-4.6, 0.12))
+    dip = f"({lowest:.3f}, {swish(near).min():.3f})".replace("-", "−")
+    axes[2].annotate(dip, (lowest, swish(near).min()), (-4.6, 0.12), arrowprops={"arrowstyle": "-", "color": "C6"})
     axes[2].axhline(0, color="C6", linewidth=0.6)
     axes[2].set(title="swish near zero: the dip", xlabel="x", ylim=(-0.35, 0.5))
     plt.show()
@@ -284,7 +285,7 @@ def clipped(zero, six):
     band(ax, layers, zero.T, "exactly 0", "C6")
     band(ax, layers, six.T, "exactly 6", "C1")
     ax.set(title="What ReLU6 cuts off, layer after layer (median and middle half of the photographs)", ylabel="percent")
-    ax.set(xlabel="activation layer, from the stem to the head", xlim=(0, len(zero) - 1), ylim=(0, 100))
+    ax.set(xlabel="activation layer, from the stem to the head", xlim=(-0.5, len(zero) - 0.5), ylim=(0, 100))
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     plt.show()
 
@@ -340,7 +341,7 @@ def block(expansion, depthwise, projection):
 
 
 def kept_by_width(factors, shares, trained):
-    """How much of a block's input can be told from its activations: random widenings, and the trained blocks by index."""
+    """How much of a block's input can be told from its activations: trained {block: (own, [random], none)}."""
     fig, axes = plt.subplots(1, 2, figsize=(10.5, 3.2), sharey=True)
     axes[0].fill_between(factors, shares.min(axis=1), shares.max(axis=1), color="C0", alpha=0.2, linewidth=0)
     axes[0].plot(factors, np.median(shares, axis=1), "o-", color="C0", label="widened at random, then ReLU6")
@@ -348,9 +349,12 @@ def kept_by_width(factors, shares, trained):
     axes[0].set_title("block 4's input; band: five seeds")
     axes[0].legend(loc="lower right", fontsize=8)
     places = np.arange(len(trained))
-    labels = ("the block's own widening (6)", "a random one (6)", "none")
+    labels = ("the block's own widening (6)", "random ones (6; line: all)", "none")
     for row, label in enumerate(labels):
-        axes[1].bar(places + 0.27 * (row - 1), [values[row] for values in trained.values()], width=0.27, label=label)
+        middle = [np.median(values[row]) for values in trained.values()]
+        axes[1].bar(places + 0.27 * (row - 1), middle, width=0.27, label=label)
+    for place, (_, chance, _) in zip(places, trained.values(), strict=True):
+        axes[1].plot([place, place], [min(chance), max(chance)], color="k", linewidth=1.5)
     axes[1].set_xticks(places, list(trained))
     axes[1].set(xlabel="block", title="four blocks: input told from ReLU6 after ...")
     axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
@@ -367,7 +371,7 @@ def without_parts(residual, size_of_change, results):
         for colour, (part, cosines) in zip(("C2", "C1"), parts.items(), strict=True):
             band(ax, places, cosines.T, part, colour)
         ax.set(title=f"{network}: cosine of the logits with those before", ylim=(-0.25, 1.05))
-        ax.legend(fontsize=8, loc="center right")
+    axes[1].legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.68))
     for ax in axes:
         ax.set_xticks(places, residual)
         ax.set_xlabel("block")
@@ -530,7 +534,7 @@ def errors_by_depth(titles, comparisons, title, top=20):
         ax.set(title=name, ylim=(5e-10, top))
     axes[0].set_ylabel("error ÷ largest number")
     axes[0].legend(fontsize=7)
-    fig.suptitle(title)
+    fig.suptitle(f"{title} (exact agreement is drawn at the bottom)")
     plt.show()
 
 
@@ -566,7 +570,8 @@ def initialised(deviations, sizes):
     fig, ax = plt.subplots(figsize=(9.5, 3))
     for name, values in sizes.items():
         ax.plot(range(len(values)), values, "o-", markersize=3, label=name)
-    ax.set(yscale="log", xlabel="stem, blocks, logits", ylabel="standard deviation")
+    ax.set(yscale="log", xlabel="block", ylabel="standard deviation")
+    ax.set_xticks(range(len(values)), ["stem", *range(16), "logits"])
     ax.set_title("How large the numbers are, by depth, in a network that has just been initialised")
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     plt.show()
@@ -613,7 +618,7 @@ def alike(trained, untrained):
         for colour, (label, values) in enumerate(curves.items()):
             band(ax, range(18), values, label, "C6" if label.startswith("another") else f"C{colour}")
         ax.set(title=f"{title}: how alike two pictures are to the network", xlabel="depth", ylim=(-0.1, 1.02))
-        ax.set_xticks(range(0, 18, 2), ["stem", *range(1, 16, 2)])
+        ax.set_xticks([*range(0, 18, 2), 17], ["stem", *range(1, 16, 2), "head"], fontsize=8)
     axes[0].set_ylabel("cosine")
     axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     plt.show()
@@ -693,7 +698,11 @@ def maps_of_classes(rows):
 
 def map_and_paper(photos, maps, falls, correlations):
     """A class activation map beside what a sheet of grey paper does to the logit: both with their scale and sign."""
-    fig, axes = plt.subplots(3, len(photos), figsize=(1.75 * len(photos), 5.4))
+    if len(photos) == 1:
+        fig, axes = plt.subplots(1, 3, figsize=(6.5, 2.7))
+        axes = axes[:, None]
+    else:
+        fig, axes = plt.subplots(3, len(photos), figsize=(1.75 * len(photos), 5.4))
     for column, (name, photo) in zip(axes.T, photos.items(), strict=True):
         column[0].imshow(visible(photo))
         column[0].set_title(name, loc="center", fontsize=9)
@@ -721,7 +730,8 @@ def megabytes(groups, weights):
         share = np.full(values.size, 100 / values.size)
         axes[1].hist(np.clip(values, -4, 4), bins=edges, histtype="step", weights=share, label=label)
     cut = max(float((np.abs(values) > 4).mean()) for values in weights.values())
-    axes[1].set(yscale="log", xlabel=f"weight ({cut:.1%} of a layer at most lies outside)", ylabel="percent of the weights")
+    outside = f" ({cut:.1%} of a layer at most lies outside)" if cut else ""
+    axes[1].set(yscale="log", xlabel=f"weight{outside}", ylabel="percent of the weights")
     axes[1].set_title("What the numbers look like")
     axes[1].legend(fontsize=8)
     plt.show()
@@ -792,7 +802,7 @@ def judge(judged, computed, ax=None):
         scale("symlog", linthresh=1e-4)
     ax.set(xlabel="finite differences", ylabel="chain rule")
     if alone:
-        ax.set_title("40 of 4.65 million gradients")
+        ax.set_title(f"{len(judged)} of 4.65 million gradients")
         ax.set_xticks([-1e-2, 0, 1e-2])
         plt.show()
     else:
@@ -833,7 +843,7 @@ def paths(loss, ways, lowest):
     reach = np.abs(lowest)
     a, b = np.linspace(-0.6, 2.1, 60) * reach[0], np.linspace(-0.6, 1.6, 60) * reach[1]
     surface = np.array([[loss(np.array([u, v]))[0] for u in a] for v in b])
-    fig, axes = plt.subplots(1, len(ways), figsize=(max(4, 2.5 * len(ways)), 3), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(ways), figsize=(max(4.6, 2.2 * len(ways)), 3), sharey=True, squeeze=False)
     axes = axes[0]
     for colour, (ax, (name, way)) in enumerate(zip(axes, ways.items(), strict=True)):
         ax.contour(a, b, surface, levels=np.quantile(surface, np.linspace(0, 0.9, 10)), colors="#cfd8dc", linewidths=0.8)
@@ -842,22 +852,23 @@ def paths(loss, ways, lowest):
         ax.set(title=name, xlabel="steep direction", xlim=(a[0], a[-1]), ylim=(b[0], b[-1]))
         ax.set_xticks([0, lowest[0]], ["0", f"{lowest[0]:.2f}"])
     axes[0].set_ylabel("flat direction")
-    fig.suptitle("40 steps on one real slice of the loss; the cross is its lowest point")
+    fig.suptitle("40 steps on one real slice of the loss; the cross is its lowest point", fontsize=10)
     plt.show()
 
 
-def learning(curves, accuracy, by_rate):
-    """Loss by epoch (band: seeds), held-out accuracy a seed, and the final loss by rate."""
+def learning(rates, loss, right):
+    """By rate: loss at the end and held-out accuracy, and the loss by epoch: loss {name: (rates, seeds, epochs)}."""
     fig, axes = plt.subplots(1, 3, figsize=(12, 3.3))
-    for colour, (name, values) in enumerate(curves.items()):
-        band(axes[0], range(1, 1 + values.shape[1]), values, name, f"C{colour}")
-        axes[1].plot(np.full(len(accuracy[name]), colour), 100 * accuracy[name], "o", color=f"C{colour}", alpha=0.6)
-        axes[2].plot(list(by_rate[name]), np.minimum(list(by_rate[name].values()), 50), "o-", markersize=4, color=f"C{colour}")
-    axes[0].set(yscale="log", xlabel="epoch", title="loss at the best rate (band: seeds)")
+    for colour, name in enumerate(loss):
+        band(axes[1], rates, np.minimum(loss[name][:, :, -1], 50).T, name, f"C{colour}")
+        band(axes[2], rates, 100 * right[name].T, name, f"C{colour}")
+        lowest = int(np.median(loss[name][:, :, -1], axis=1).argmin())
+        band(axes[0], range(1, 1 + loss[name].shape[2]), loss[name][lowest], name, f"C{colour}")
+    axes[0].set(yscale="log", xlabel="epoch", title="loss, at the rate that ends lowest")
     axes[0].legend(fontsize=8)
-    axes[1].set(title="held out, percent right; a dot a seed", xlim=(-0.5, len(curves) - 0.5))
-    axes[1].set_xticks(range(len(curves)), list(curves), fontsize=8)
-    axes[2].set(xscale="log", yscale="log", xlabel="rate", title="loss at the end, by rate (median)")
+    axes[1].set(xscale="log", yscale="log", xlabel="rate", title="loss at the end, by rate")
+    axes[2].set(xscale="log", xlabel="rate", title="held out, percent right, by rate")
+    fig.suptitle("Median of five seeds; band: the middle half of them", fontsize=9)
     plt.show()
 
 
@@ -896,7 +907,7 @@ def likeness(groups):
 
 def falls(by_method, names):
     """How far the logit falls when what a method prefers is covered: a dot a photograph, the line their median."""
-    fig, ax = plt.subplots(figsize=(9.5, 3))
+    fig, ax = plt.subplots(figsize=(11, 3.2))
     markers = "osD^v<>*"
     for place, values in enumerate(by_method.values()):
         ax.plot([place - 0.3, place + 0.3], [np.median(values)] * 2, color="k", linewidth=1)
@@ -915,7 +926,11 @@ def falls(by_method, names):
 
 def attacked(photos, changed, before, after):
     """Photographs, what is added to them (made visible, one scale), and the result, each with what the network says."""
-    fig, axes = plt.subplots(3, len(photos), figsize=(2.5 * len(photos), 7.6))
+    if len(photos) == 1:
+        fig, axes = plt.subplots(1, 3, figsize=(7.6, 2.9))
+        axes = axes[:, None]
+    else:
+        fig, axes = plt.subplots(3, len(photos), figsize=(2.5 * len(photos), 7.6))
     for column, x, y, first, then in zip(axes.T, photos, changed, before, after, strict=True):
         column[0].imshow(visible(x))
         column[0].set_title(first, loc="center", fontsize=9)

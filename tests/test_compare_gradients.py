@@ -104,6 +104,12 @@ def test_modes_must_agree(case):
             compare_with_torch(ours, theirs, x, gradients=True, labels=labels)
     finally:
         theirs.dropout.p = 0.0
+    ours.dropout.rate = 0.5
+    try:
+        with pytest.raises(ValueError, match=r"dropout is on in training mode \(dropout\)"):
+            compare_with_torch(ours, theirs, x, gradients=True, labels=labels)
+    finally:
+        ours.dropout.rate = 0.0
 
 
 @pytest.mark.parametrize("form", [("g.h5", []), ("g", ["--format", "npy", "--layout", "NHWC"])])

@@ -17,6 +17,8 @@ pytest.importorskip("nbclient")
 sys.path.append(str(NOTEBOOKS))
 import course  # noqa: E402
 
+from effnet_np import EfficientNetConfig, Trace  # noqa: E402
+
 spec = importlib.util.spec_from_file_location("course_build", NOTEBOOKS / "build.py")
 assert spec is not None
 assert spec.loader is not None
@@ -115,10 +117,15 @@ EXPECTED = np.arange(12.0).reshape(3, 4) - 4
         (np.roll(EXPECTED, 1, axis=1), "shifted by one place along axis 1"),
         (np.where(EXPECTED == 3, np.nan, EXPECTED), "NaN"),
         (np.where(EXPECTED == 3, 5, EXPECTED), "at (1, 3): it gives 5"),
+        (np.full((1, 1), 7), "shape"),
     ],
 )
 def test_difference_says_what_is_wrong(found, words):
     assert words in course.difference(found, EXPECTED)
+
+
+def test_difference_of_single_numbers_is_no_riddle():
+    assert course.difference(-1, np.asarray(2)) == "it gives -1, expected is 2"
 
 
 def test_check_reports_the_case_and_an_exception(capsys):
@@ -166,6 +173,24 @@ def test_own_task_takes_a_folder_a_class_and_train_and_val_as_they_are(tmp_path)
     assert task.held_out.tolist() == [False] * 4 + [True] * 2
     np.testing.assert_array_equal(task.pictures[4], task.pictures[5])  # the rocket, held out in both
     assert task.drawn(2, seed=0)[1].tolist() == [0, 0, 1, 1]
+
+
+def test_links_into_the_explorer_lead_to_numbers_that_exist():
+    """Each `#layer=...&channel=...&y=...&x=...` of a notebook names an activation and a place in it."""
+    texts = {path.name[:2]: [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown"] for path in FILES}
+    links = [(number, link) for number, cells in texts.items() for link in re.findall(r"`#(layer=[^`]+)`", "\n".join(cells))]
+    assert {number for number, _ in links} >= {"00", "01", "02", "03", "06"}
+    shapes = {}
+    for name in ("lite0", "b0"):
+        network = course.EfficientNetForImageClassification
+        model = network.from_pretrained(name) if name == "lite0" else network(EfficientNetConfig.preset(name), seed=0)
+        with Trace(model) as trace:
+            model(np.zeros((1, 3, 224, 224), np.float32))
+        shapes[name] = {layer: array.shape[1:] for layer, array in trace.items()}
+    for number, link in links:
+        fields = dict(part.split("=") for part in link.split("&"))
+        shape = (*shapes["b0" if number == "02" else "lite0"][fields["layer"]], 1, 1)[:3]
+        assert all(0 <= int(fields[axis]) < size for axis, size in zip(("channel", "y", "x"), shape, strict=True)), link
 
 
 def test_untrained_network_is_alive_and_knows_nothing():

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import save_file
 
 import effnet_np
@@ -92,7 +93,7 @@ def test_the_same_numbers(dialect, name, tmp_path):
 def test_classify_is_told_the_architecture(tmp_path, capsys):
     named(tmp_path, timm.DIALECT, "tf_efficientnet_b0")
     path, photo = str(tmp_path / "model.safetensors"), str(IMAGES / "coffee.png")
-    with pytest.raises(ValueError, match="or effnet-np classify --architecture efficientnet_b0"):
+    with pytest.raises(ValueError, match="or on the shell --architecture efficientnet_b0"):
         effnet_np.classify(photo, path)
     scores = {}
     for name in ("tf_efficientnet_b0", "efficientnet_b0"):
@@ -102,6 +103,32 @@ def test_classify_is_told_the_architecture(tmp_path, capsys):
     assert scores["tf_efficientnet_b0"] != scores["efficientnet_b0"]  # their paddings and eps differ
     assert main(["classify", photo, "--model", path, "--architecture", "tf_efficientnet_b0", "--json", "--top-k", "1"]) == 0
     assert json.loads(capsys.readouterr().out)["predictions"] == scores["tf_efficientnet_b0"]
+
+
+def test_the_other_commands_are_told_the_architecture(tmp_path, capsys):
+    """The file fits two networks, so each command that loads a model needs to be told, and says so."""
+    named(tmp_path, timm.DIALECT, "tf_efficientnet_b0")
+    photo = str(IMAGES / "coffee.png")
+    for number in range(2):
+        for kind in ("red", "blue"):
+            (tmp_path / "photos" / kind).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (64, 64), kind).save(tmp_path / "photos" / kind / f"{number}.png")
+    (tmp_path / "list.csv").write_text(f"file,label\n{photo},504\n")
+    commands = [
+        ["explain", photo, "-o", str(tmp_path / "map.png")],
+        ["evaluate", str(tmp_path / "list.csv"), "--backend", "numpy"],
+        ["trace", photo, "-o", str(tmp_path / "trace.npz"), "--layers", "classifier"],
+        ["trace", "--random", "0", "-o", str(tmp_path / "random.npz"), "--layers", "classifier"],
+        ["finetune", str(tmp_path / "photos"), "-o", str(tmp_path / "new"), "--backend", "numpy", "--head-epochs", "1"],
+    ]
+    for command in commands:
+        asked = [*command, "--model", str(tmp_path / "model.safetensors")]
+        assert main(asked) != 0
+        assert "or on the shell --architecture efficientnet_b0" in " ".join(capsys.readouterr().err.split()), command
+        assert main([*asked, "--architecture", "tf_efficientnet_b0"]) == 0, capsys.readouterr().err
+    twice = ["--model", "lite0", "--model", "lite0", "--architecture", "b0"]
+    assert main(["evaluate", str(tmp_path / "list.csv"), *twice]) != 0
+    assert "--architecture must be given once for each --model: 2 times, not 1" in capsys.readouterr().err
 
 
 def test_a_file_under_two_names(tmp_path):

@@ -54,6 +54,7 @@ LONG = [
     ("timm", "tf_efficientnetv2_s", 97),
     ("timm", "efficientnetv2_m", 97),
     ("timm", "tf_efficientnetv2_xl", 65),
+    ("timm", "tf_efficientnet_l2", 65),
     ("torchvision", "efficientnet_b1", 240),
     ("torchvision", "efficientnet_b4", 97),
     ("torchvision", "efficientnet_b7", 65),
@@ -213,7 +214,7 @@ KERAS = [
 KERAS_LONG = [("EfficientNetB2", {}), ("EfficientNetB4", {"include_top": False, "pooling": "avg"}), ("EfficientNetV2B3", {})]
 
 
-def check_keras(name, options, tmp_path, forms=("model.weights.h5", "model.h5", "model.keras")):
+def check_keras(name, options, tmp_path, forms=("model.weights.h5", "model.h5", "model.keras"), compiled=False):
     """Of each form of file, the logits on pixels from 0 to 255; softmax, which is Keras' last step, is none of ours."""
     model = enliven_keras(getattr(keras.applications, name)(weights=None, **options))
     size = model.input_shape[1] or 131
@@ -233,7 +234,7 @@ def check_keras(name, options, tmp_path, forms=("model.weights.h5", "model.h5", 
         (model.save_weights if "weights" in form else model.save)(path)
         ours = (Classifier if top else effnet_np.EfficientNetModel).from_pretrained(path)
         prepared = ours.image_processor(pixels[0], do_resize=False, input_data_format="channels_last", return_tensors="np")
-        output = ours(prepared["pixel_values"])
+        output = (effnet_np.compile(ours) if compiled else ours)(prepared["pixel_values"])
         errors.append(assert_same(output.logits if top else output.pooler_output, theirs, f"{name} {form}"))
     return max(errors)
 
@@ -242,6 +243,12 @@ def check_keras(name, options, tmp_path, forms=("model.weights.h5", "model.h5", 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_keras(name, options, tmp_path):
     check_keras(name, options, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_keras_compiled(tmp_path):
+    for name, options in (KERAS[2], KERAS[4]):
+        check_keras(name, options, tmp_path, forms=["model.keras"], compiled=True)
 
 
 def test_keras_published_weights_divide_by_std_twice(tmp_path):
@@ -309,7 +316,6 @@ if __name__ == "__main__":  # the long list, NumPy and compiled: python tests/te
         start = time.time()
         with tempfile.TemporaryDirectory() as folder:
             place = pathlib.Path(folder)
-            errors = (
-                [check(*case, place), check(*case, place, compiled=True)] if len(case) == 3 else [check_keras(*case, place)]
-            )
+            run_case = check if len(case) == 3 else check_keras
+            errors = [run_case(*case, place), run_case(*case, place, compiled=True)]
         print(*case, *(f"{error:.1e}" for error in errors), f"{time.time() - start:.1f} s", flush=True)

@@ -62,6 +62,35 @@ def test_layers_are_paired(library, forced, made):
     }
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("library", ["timm", "torchvision", "lukemelas", "geffnet"])
+def test_gradients_are_paired(library, training, made):
+    """The way back, too: every parameter, the pixels, and each activation that has a module there."""
+    theirs, ours = made(library, torch_dtype="float64", dropout_rate=0.0, drop_connect_rate=0.0)
+    for module in theirs.modules():  # what is drawn at random could not be the same
+        for rate in ("p", "drop_rate", "drop_prob"):
+            if isinstance(getattr(module, rate, None), float):
+                setattr(module, rate, 0.0)
+    if library == "lukemelas":
+        theirs._global_params = theirs._global_params._replace(drop_connect_rate=0.0)
+    x = np.concatenate([noise(65), noise(65, 1)]).astype(np.float64)
+    unlikely = ours(x).logits.argmin(1)  # lest the loss, and with it all gradients, vanish
+    asked = {"output_gradient": np.random.default_rng(0).standard_normal((2, 1000))} if training else {"labels": unlikely}
+    statistics = {name: tensor.clone() for name, tensor in theirs.named_buffers()}
+    try:
+        ours.train(training)
+        theirs.double().train(training)
+        result = effnet_np.compare_with_torch(ours, theirs, x, gradients=True, tolerance=1e-7, **asked)
+    finally:
+        theirs.float().eval()
+        for name, tensor in theirs.named_buffers():
+            tensor.copy_(statistics[name])
+    assert result.ok, str(result)
+    names = {row.name for row in result.rows}
+    assert set(dict(ours.named_parameters())) | {"pixel_values"} <= names
+    assert len(names) > len(dict(ours.named_parameters())) + 100
+
+
 def test_a_part_of_the_layers(made):
     theirs, ours = made("timm")
     result = effnet_np.compare_with_torch(ours, theirs, noise(64), layers=["*.blocks.3.*", "logits"])

@@ -17,13 +17,20 @@ pytest.importorskip("llvmlite")
 pytest.importorskip("numba")
 
 from effnet_np import EfficientNetConfig, EfficientNetForImageClassification, EfficientNetModel, ops
-from effnet_np.kernels import library, overflow, table
+from effnet_np.kernels import cores, library, overflow, table
 from effnet_np.kernels.compiled import CompiledEfficientNet as compile_model
+from effnet_np.kernels.pool import Pool
 from effnet_np.layer_specs import layer_specs
 from effnet_np.layers import BatchNorm2d, Conv2d, Linear
 
 if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
     pytest.skip("needs compiled code", allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def many_cores(monkeypatch):
+    """As many threads as a test asks for, whatever this machine has."""
+    monkeypatch.setattr(cores, "usable", lambda *_: 64)
 
 
 def live(config, bare=False, seed=0):
@@ -361,6 +368,17 @@ def test_several_python_threads_at_once():
     assert not wrong
 
 
+def test_no_more_threads_run_than_there_are_cores(monkeypatch):
+    monkeypatch.setattr(cores, "usable", lambda *_: 2)
+    assert [Pool(threads, 1).threads for threads in (1, 2, 7)] == [1, 2, 2]
+    before = threading.active_count()
+    model = live(small())
+    compiled = compile_model(model, threads=7)
+    assert compiled.threads == 7
+    assert_same(compiled(pictures(model.config)), model(pictures(model.config)))
+    assert threading.active_count() - before <= 1
+
+
 def test_threads_end_with_their_model():
     fast = compile_model(live(small()), threads=3)
     fast(pictures(fast.config))
@@ -407,20 +425,25 @@ def run_python(code, **environment):
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=300)
 
 
-@pytest.mark.parametrize(
-    ("environment", "width"),
-    [
-        ({"NUMBA_CPU_NAME": "generic"}, {4}),
-        ({"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+sse4.2,+ssse3,+popcnt,+bmi,+bmi2"}, {8}),
-    ],
-    ids=["generic", "avx2"],
-)
-def test_other_cpus(environment, width, tmp_path):
-    if "FEATURES" in str(environment) and "avx2" not in _host_features():
+OTHER_CPUS = {
+    "generic": {"NUMBA_CPU_NAME": "generic"},
+    "avx2": {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+sse4.2,+ssse3,+popcnt,+bmi,+bmi2"},
+}
+
+
+def run_on(cpu, code, tmp_path_factory):
+    """Runs Python with kernels for another CPU, whose machine code all tests share. Gives the last word that it prints."""
+    if cpu == "avx2" and "avx2" not in _host_features():
         pytest.skip("this CPU has no AVX2")
-    done = run_python(CHECK, EFFNET_NP_KERNEL_CACHE=str(tmp_path), **environment)
+    cache = tmp_path_factory.getbasetemp() / f"kernels for {cpu}"
+    done = run_python(code, EFFNET_NP_KERNEL_CACHE=str(cache), **OTHER_CPUS[cpu])
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) in width
+    return done.stdout.split()[-1]
+
+
+@pytest.mark.parametrize(("cpu", "width"), [("generic", "4"), ("avx2", "8")])
+def test_other_cpus(cpu, width, tmp_path_factory):
+    assert run_on(cpu, CHECK, tmp_path_factory) == width
 
 
 def _host_features():

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("llvmlite")
 pytest.importorskip("numba")
 
-from test_kernels import VARIANTS, live, pictures, small
+from test_kernels import VARIANTS, live, many_cores, pictures, run_on, small  # noqa: F401  (many_cores is a fixture)
 
 import effnet_np
 from effnet_np import EfficientNetConfig
@@ -110,13 +110,16 @@ def check(config, mode="train", batch=3, size=None, threads=2, **options):
         np.testing.assert_allclose(state[name], array, rtol=0, atol=2e-5 * max(1e-30, np.abs(array).max()), err_msg=name)
 
 
-@pytest.mark.parametrize("name", [name for name, fields in VARIANTS.items() if not fields.get("fused_stages")])
+@pytest.mark.parametrize("name", VARIANTS)
 def test_variant_with_batch_statistics_and_dropout(name):
     size = VARIANTS[name].get("image_size", 64) + 32  # statistics over a few numbers magnify every rounding error
     check(small(**VARIANTS[name]), batch=4, size=(size, size))
 
 
-@pytest.mark.parametrize("name", ["small", "odd image", "max pool", "even and large kernels", "activation relu6"])
+STORED = ["small", "odd image", "max pool", "even and large kernels", "activation relu6", "version 2", "all fused"]
+
+
+@pytest.mark.parametrize("name", STORED)
 @pytest.mark.parametrize("mode", MODES[:2])
 def test_variant_with_stored_statistics(name, mode):
     check(small(**VARIANTS[name]), mode, batch=2)
@@ -155,10 +158,14 @@ def test_bare_model_and_a_loss_of_ones_own():
     check(small(), labels=None, output_gradient=lambda logits: 2 * logits)
 
 
-@pytest.mark.parametrize("patterns", ["classifier.*", "*.blocks.[89].*", "*.top_conv.*", "*.blocks.3.*", "*.embeddings.*"])
-def test_frozen_prefix_is_neither_stored_nor_differentiated(patterns):
+FROZEN = ["classifier.*", "*.blocks.[89].*", "*.top_conv.*", "*.blocks.3.*", "*.blocks.0.*", "*.embeddings.*"]
+
+
+@pytest.mark.parametrize("mode", ["train", "stored"])
+@pytest.mark.parametrize("patterns", FROZEN)
+def test_frozen_prefix_is_neither_stored_nor_differentiated(patterns, mode):
     config = small()
-    model, images = learning(config), pictures(config, 3)
+    model, images = learning(config, mode), pictures(config, 3)
     fast = effnet_np.compile(model, 2, training=True)
     options = {"labels": np.arange(3), "seed": 5, "parameters": patterns, "pixel_gradient": False}
     got = fast.backward(images, **options)
@@ -167,8 +174,33 @@ def test_frozen_prefix_is_neither_stored_nor_differentiated(patterns):
     before = fast._network.bytes
     whole = effnet_np.compile(model, 2, training=True)
     whole.backward(images, labels=np.arange(3), pixel_gradient=False)
-    if "embeddings" not in patterns:
+    if "embeddings" not in patterns and "blocks.0" not in patterns:
         assert before < 0.95 * whole._network.bytes
+
+
+@pytest.mark.parametrize(
+    "name", ["odd image", "first block expands", "max pool", "no squeeze-excite", "activation gelu", "version 2"]
+)
+def test_frozen_prefix_runs_the_kernels_of_the_forward_pass(name):
+    """And folds again where its weights have changed."""
+    config = small(**VARIANTS[name])
+    model, images = learning(config, "stored"), pictures(config, 3)
+    fast = effnet_np.compile(model, 2, training=True)
+    for patterns in ("*.blocks.[3-9].*", "classifier.*"):
+        options = {"labels": np.arange(3), "seed": 5, "parameters": patterns, "pixel_gradient": False}
+        for change in (1.0, 1.1):
+            for each in (model, fast.model):
+                each.state_dict()["efficientnet.embeddings.batchnorm.running_var"][...] *= np.float32(change)
+            assert_gradients(fast.backward(images, **options), exactly(model, images, **options)[0])
+        assert {"stem_forward", "expand_forward"}.isdisjoint(step.kernel for step in fast._network._bound.plan.forward[:9])
+
+
+def test_only_a_frozen_prefix_that_folds_is_packed():
+    config = small()
+    fast = effnet_np.compile(learning(config, "stored"), 2, training=True)
+    fast.backward(pictures(config, 2), np.arange(2), parameters="*.blocks.9.*", pixel_gradient=False)
+    packs = [step for step in fast._network._bound.plan.forward if step.label == "pack"]
+    assert 0 < len(packs) < 0.5 * len(fast._network.layers.panels.steps)
 
 
 def test_the_same_bits_for_any_number_of_threads():
@@ -233,8 +265,6 @@ def test_what_does_not_fit_is_refused():
         effnet_np.compile(copy.deepcopy(model).to(np.float64), training=True)
     with pytest.raises(ValueError, match="Python function"):
         effnet_np.compile(learning(small(hidden_act=np.tanh), "eval"), training=True)
-    with pytest.raises(ValueError, match="fused blocks"):
-        effnet_np.compile(learning(small(**VARIANTS["version 2"])), training=True)
     with pytest.raises(ValueError, match="threads"):
         effnet_np.compile(model, 0, training=True)
 
@@ -303,6 +333,25 @@ def test_machine_code_of_training_is_a_file_of_its_own():
         "effnet_np.compile(m); print('effnet_np.kernels.training' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+OTHER_CPU = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_kernels_training import OPTIMIZERS, VARIANTS, check, small, test_optimizers_move_as_those_in_numpy
+from effnet_np.kernels.target import WIDTH
+check(small(), batch=4, size=(96, 96))
+check(small(**VARIANTS["activation gelu"]), "stored", batch=2)
+for name in ("odd image", "max pool", "even and large kernels", "activation relu6"):
+    check(small(**VARIANTS[name]), "eval", batch=2)
+test_optimizers_move_as_those_in_numpy("adamw")
+print(WIDTH)
+"""
+
+
+@pytest.mark.parametrize(("cpu", "width"), [("generic", "4"), ("avx2", "8")])
+def test_other_cpus(cpu, width, tmp_path_factory):
+    assert run_on(cpu, OTHER_CPU, tmp_path_factory) == width
 
 
 OPTIMIZERS = {

@@ -20,7 +20,7 @@ import effnet_np
 from effnet_np.images.processor import EfficientNetImageProcessor
 from effnet_np.inference import pipeline
 from effnet_np.inference.classify import get_runner
-from effnet_np.inference.stream import LARGEST_WINDOW, stream
+from effnet_np.inference.stream import LARGEST_WINDOW, best_of, preprocess, stream
 
 from helpers import CHELSEA, COFFEE, pair, tiny_config
 
@@ -93,6 +93,82 @@ def test_outputs(model, runner):
     if runner is not model:
         with pytest.raises(TypeError, match="compile its backbone"):
             list(stream(runner, pictures(3), "features"))
+
+
+def test_images_that_go_through_together_give_what_each_gives_alone():
+    """The embedded network, whose last blocks take several at once; more than go at once, fewer, and fewer again."""
+    inputs = [preprocess(get_runner("lite0", "numba", 1), picture) for picture in pictures(21)]
+    for threads in (1, 2, 3):
+        runner = get_runner("lite0", "numba", threads)
+        alone = [runner(value[None]).logits[0] for value in inputs]
+        for count in (1, 2, 8, 21, 9, 3):
+            np.testing.assert_array_equal(runner.of_each(inputs[:count]), alone[:count])
+            np.testing.assert_array_equal(runner(np.stack(inputs[:count])).logits, alone[:count])
+    late = runner._plans[(224, 224, False)].plan
+    assert 0 < late.late < late.starts[-1]
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        runner.of_each([inputs[0], np.full_like(inputs[0], np.nan)])
+    with pytest.raises(TypeError):
+        runner.of_each([np.zeros((3, 224, 224), np.int64)])
+    np.testing.assert_array_equal(runner.of_each([inputs[0][:, ::-1]])[0], runner(inputs[0][None, :, ::-1]).logits[0])
+
+
+def test_the_best_labels_are_those_of_a_stable_sort():
+    generator = np.random.default_rng(0)
+    for index in range(300):
+        row = generator.integers(0, (3, 1000)[index % 2], generator.integers(1, 50)).astype(np.float32)
+        order = np.argsort(-row, kind="stable")
+        for top_k in (1, 2, 5, 49, 100, None):
+            assert best_of(row, top_k) == [(int(i), float(row[i])) for i in order[:top_k]]
+
+
+def test_a_thread_takes_its_share_of_what_waits_and_no_more():
+    """Sources that are there are answered some at a time; those that come one by one, one by one."""
+    sizes = []
+
+    def lane(inputs):
+        time.sleep(0.01)
+        sizes.append(len(inputs))
+        return inputs
+
+    assert list(pipeline.run(range(60), lambda source: source, [lane] * 2, 1, 2, 16, 4)) == list(range(60))
+    assert (max(sizes), sum(sizes)) == (4, 60)
+    sizes.clear()
+
+    def slow():
+        for index in range(5):
+            time.sleep(0.03)
+            yield index
+
+    assert list(pipeline.run(slow(), lambda source: source, [lane] * 2, 1, 2, 16, 4)) == list(range(5))
+    assert sizes == [1] * 5
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/proc/thread-self/schedstat"), reason="only Linux says how long a thread waits for a core"
+)
+def test_waiting_for_a_core_is_no_reason_for_more_threads():
+    """A thread shares its core with a loop that never ends: it waits half of the time, and stays alone."""
+    code = """
+import os, subprocess, sys, threading, time
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from effnet_np.inference import pipeline
+busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+most = 0
+def prepare(source):
+    global most
+    until = time.thread_time() + 0.01
+    while time.thread_time() < until:
+        pass
+    most = max(most, sum(thread.name == pipeline.NAME for thread in threading.enumerate()))
+try:
+    list(pipeline.run(range(100), prepare, [lambda inputs: inputs], 1, 1, 16))
+finally:
+    busy.kill()
+print(most)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "1\n", done
 
 
 def test_nothing_in_nothing_out(runner):
@@ -286,6 +362,7 @@ def test_threads_that_wait_for_a_disk_are_joined_by_more(model):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_stream_does_not_survive_a_fork(model):
+    get_runner("lite0", "numba")  # compiled before, if need be: that may take longer than the process is given
     code = """
 import os, sys, itertools, time
 import numpy as np, effnet_np
@@ -309,6 +386,7 @@ results.close()
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_ctrl_c_ends_the_process():
+    get_runner("lite0", "numba")  # compiled before, as above
     code = """
 import itertools, os, signal, threading
 import numpy as np, effnet_np

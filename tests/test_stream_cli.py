@@ -2,8 +2,10 @@
 
 import contextlib
 import csv
+import errno
 import functools
 import http.server
+import importlib.util
 import io
 import json
 import os
@@ -22,6 +24,7 @@ import pytest
 
 import effnet_np
 from effnet_np.cli import main
+from effnet_np.cli.begun import beside
 from effnet_np.cli.outputs import not_yet
 from effnet_np.cli.sources import Entry, _names
 
@@ -55,9 +58,9 @@ def photos(tmp_path_factory):
 def here(capsys, monkeypatch, model):
     """The command in this process: its exit status, stdout, stderr."""
 
-    def call(*arguments, stdin=b""):
+    def call(*arguments, stdin=b"", model=model):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        status = main(["classify", *map(str, arguments), "--model", str(model), "--backend", "numpy"])
+        status = main(["classify", "--backend", "numpy", *map(str, arguments), "--model", str(model)])
         return (status, *capsys.readouterr())
 
     return call
@@ -191,6 +194,15 @@ def test_addresses(here, photos, web, monkeypatch):
     assert here("-", stdin="\n".join([names[0], names[2]]).encode())[0] == 0
 
 
+def test_python_fetches_nothing_and_says_what_does():
+    reason = "is an address, and effnet_np fetches no pictures here: on the shell, effnet-np classify http"
+    for address in ("http://127.0.0.1:1/a.jpg", "HTTPS://127.0.0.1:1/a.jpg"):
+        with pytest.raises(ValueError, match=f"{address} {reason}".replace("http", "(?i:http)")):
+            effnet_np.classify(address)
+    (answer,) = effnet_np.classify(["https://127.0.0.1:1/a.jpg"], errors="return")
+    assert "in Python, pass what urllib.request.urlopen gives" in str(answer)
+
+
 def test_addresses_that_take_too_long(here, web, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     began, before = time.monotonic(), threading.active_count()
@@ -231,6 +243,11 @@ def rows_of(path):
     ]
 
 
+def what_is_left(path):
+    """The file of answers, and what it was begun with; a Parquet file says that itself."""
+    return [path.name] if path.suffix == ".parquet" else [path.name, f"{path.name}.run.json"]
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_files_of_answers(here, photos, model, tmp_path, ending):
     path = tmp_path / f"out.{ending}"
@@ -246,7 +263,7 @@ def test_files_of_answers(here, photos, model, tmp_path, ending):
         for name, answer in zip(sorted(photos.iterdir()), answers, strict=True)
     ]
     assert rows_of(path) == expected
-    assert os.listdir(tmp_path) == [path.name]
+    assert sorted(os.listdir(tmp_path)) == what_is_left(path)
     before = path.read_bytes()
     status, _, err = here(photos, "-o", path)
     assert (status, "is there already: --resume goes on with it" in err, path.read_bytes() == before) == (1, True, True)
@@ -276,8 +293,68 @@ def test_features(here, photos, model, tmp_path, ending):
     np.testing.assert_array_equal(found.astype(np.float32), network.efficientnet(values).pooler_output)
     _, out, _ = here(photos / "001.jpg", "--embed")
     np.testing.assert_allclose(json.loads(out)["embedding"], found[0], rtol=1e-4, atol=1e-6)
+    assert "was begun with --embed, and this run gives labels: " in here(photos, "-o", path, "--resume")[2]
     if ending != "parquet":
+        beside(path).unlink()
         assert "cannot be resumed" in here(photos, "-o", path, "--resume")[2]
+
+
+def changed_weights(model, folder):
+    network = effnet_np.EfficientNetForImageClassification.from_pretrained(model)
+    network.classifier.bias[0] += 1
+    network.save_pretrained(folder)
+    network.image_processor.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_resume_goes_on_with_what_the_file_was_begun_with_alone(here, photos, model, tmp_path, ending):
+    """Another model, other weights of that name, preprocessing, backend, number of labels: said, and nothing is written."""
+    path, mine = tmp_path / f"out.{ending}", tmp_path / "model"
+    shutil.copytree(model, mine)
+    pictures = [photos / "001.jpg", photos / "002.jpg"]
+    begin = (*pictures, "-o", path, "--top-k", 3)
+    more = (photos / "003.jpg", *begin, "--resume")
+    assert here(*begin, model=mine)[0] == 0
+    before = path.read_bytes()
+    asked = [
+        ((*more, "--top-k", 2), mine, "--top-k 3, and this run has 2"),
+        ((*more, "--processor", "b0"), mine, "--processor the model's own, and this run asks for b0"),
+        ((*more, "--embed"), mine, "labels, and this run gives --embed"),
+        (more, "lite0", f"--model {mine}, and this run asks for lite0"),
+    ]
+    if importlib.util.find_spec("numba"):
+        asked.append(((*more, "--backend", "numba"), mine, "--backend numpy, and in this run numba answers"))
+    for arguments, name, reason in asked:
+        status, out, err = here(*arguments, model=name)
+        assert (status, out, f"{path} was begun with {reason}" in err) == (1, "", True), err
+        assert "answers of both would be mixed. To go on, ask for the same, or write to another file" in err
+        assert path.read_bytes() == before
+    changed_weights(model, mine)
+    err = here(*more, model=mine)[2]
+    assert f"--model {mine} as it was then, and its weights or its configuration have changed since" in err
+    assert path.read_bytes() == before
+    shutil.rmtree(mine)
+    shutil.copytree(model, mine)
+    shutil.copytree(model, tmp_path / "copy")  # of another name, and the same
+    assert here(*more, model=tmp_path / "copy")[0] == 0
+    assert len(rows_of(path)) == 3
+
+
+def test_a_file_without_a_note_is_resumed_as_it_is(here, photos, tmp_path):
+    """JSON lines of an earlier version, or that somebody moved here; and a note that is none."""
+    path = tmp_path / "out.jsonl"
+    here(photos / "001.jpg", "-o", path, "--top-k", 3)
+    beside(path).write_text("[]")
+    err = here(photos / "002.jpg", "-o", path, "--resume")[2]
+    assert f"without {beside(path)}, {path} is resumed as it is" in err
+    beside(path).unlink()
+    assert here(photos / "002.jpg", "-o", path, "--resume", "--top-k", 2)[0] == 0
+    assert [len(labels) for _, _, labels in rows_of(path)] == [3, 2]
+    assert not beside(path).exists()  # nobody can say that again
+    path.unlink()
+    beside(path).write_text("{}")  # of a file that is gone
+    assert here(photos / "002.jpg", "-o", path, "--resume", "--top-k", 2)[0] == 0
+    assert json.loads(beside(path).read_text())["top_k"] == 2
 
 
 def test_wrong_outputs(here, photos, tmp_path, monkeypatch, capsys):
@@ -319,17 +396,19 @@ def test_a_file_that_was_cut_off_anywhere_is_mended(here, photos, tmp_path, endi
         journal = path.with_suffix(".parquet.jsonl")
         other = path.with_suffix(".jsonl")
         here(*sources, "-o", other)
+        noted = beside(other).read_bytes()
         journal.write_bytes(other.read_bytes())
         other.unlink()
-        path.unlink()
+        beside(other).unlink()
     whole = journal.read_bytes()
     for length in [*np.random.default_rng(0).integers(0, len(whole), 12), 3, whole.index(b"\n", 200) + 1, len(whole) - 1]:
-        if ending == "parquet" and path.exists():
+        if ending == "parquet":
             path.unlink()
+            beside(journal).write_bytes(noted)
         journal.write_bytes(whole[:length])
         assert here(*sources, "-o", path, "--resume")[0] == 1
         assert path.read_bytes() == expected, length
-        assert os.listdir(path.parent) == [path.name]
+        assert sorted(os.listdir(path.parent)) == what_is_left(path)
 
 
 def test_resume_after_the_folder_has_changed():
@@ -360,19 +439,38 @@ def test_a_folder_that_changes_meanwhile(here, photos, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no such limit")
-def test_a_full_disk_loses_nothing(photos, model, tmp_path):
-    quiet = tmp_path / "quiet.jsonl"
-    assert subprocess.run(command(model, photos, "-o", quiet), capture_output=True).returncode == 1
-    path = tmp_path / "out.jsonl"
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_full_disk_loses_nothing(here, photos, model, tmp_path, ending):
+    quiet, path = tmp_path / f"quiet.{ending}", tmp_path / f"out.{ending}"
+    assert here(photos, "-o", quiet)[0] == 1
+    written = tmp_path / f"{path.name}{'.jsonl' if ending == 'parquet' else ''}"
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
     done = subprocess.run(command(model, photos, "-o", path), capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 1
-    assert f"effnet-np: {path} cannot be written: " in done.stderr
+    assert f"effnet-np: {written} cannot be written: " in done.stderr
     assert "what is in it stays, and --resume goes on from there" in done.stderr
     assert "Traceback" not in done.stderr
-    assert path.stat().st_size == 5000
-    subprocess.run(command(model, photos, "-o", path, "--resume"), capture_output=True)
+    assert written.stat().st_size == 5000
+    assert here(photos, "-o", path, "--resume")[0] == 1
     assert path.read_bytes() == quiet.read_bytes()
+
+
+def test_a_disk_that_is_full_at_the_end(here, photos, tmp_path, monkeypatch):
+    """Parquet is written when all is done: if it cannot be, the records stay in their file of lines."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "out.parquet"
+    with monkeypatch.context() as patch:
+        patch.setattr(parquet.ParquetWriter, "write_table", full)
+        status, _, err = here(photos, "-o", path)
+    assert (status, "No space left on device" in err, "Traceback" in err) == (1, True, False), err
+    assert sorted(os.listdir(tmp_path)) == ["out.parquet.jsonl", "out.parquet.jsonl.run.json"]
+    status, _, err = here(photos, "-o", path, "--resume")
+    assert (status, "0 pictures in" in err, "and 40 before" in err) == (1, True, True)
+    assert (os.listdir(tmp_path), len(rows_of(path))) == (["out.parquet"], 40)
 
 
 def test_a_pipe_that_closes(photos, model):

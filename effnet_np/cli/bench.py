@@ -16,6 +16,8 @@ def add(commands: Commands) -> None:
     bench.add_arguments(command)
     learning = "a step of learning beside PyTorch, eager and channels-last, in place of the forward pass"
     command.add_argument("--training", action="store_true", help=learning)
+    compiled = "with --training: also beside torch.compile, which needs a C++ compiler"
+    command.add_argument("--compile", action="store_true", help=compiled)
     command.set_defaults(run=run)
 
 

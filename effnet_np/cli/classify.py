@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from effnet_np.cli.begun import facts_of
 from effnet_np.cli.common import ARCHITECTURE_HELP, DASK_HELP, MODEL_HELP, PIXELS_HELP, PROCESSOR_HELP, Commands, positive, say
 from effnet_np.cli.outputs import SUFFIXES, Lines, json_line, not_yet, open_output, record_of, text
 from effnet_np.cli.progress import Progress
@@ -181,6 +182,17 @@ class _Tally:
 # -- answers ----------------------------------------------------------------------------------------------------------
 
 
+def _facts(options: argparse.Namespace, runner: Any, kind: str, columns: int) -> dict[str, Any]:
+    """What the file of answers is begun with. On a cluster with --backend auto each worker chooses, and nobody knows."""
+    from effnet_np.inference.classify import get_model
+
+    named = {"architecture": options.architecture} if options.architecture else {}
+    model = get_model(options.model, options.processor, **named)  # the one that was loaded for the runner
+    elsewhere = None if options.backend == "auto" else options.backend
+    here = None if options.dask else runner
+    return facts_of(here, model, text(options.model), options.processor, kind, columns, elsewhere)
+
+
 class _Sink:
     """Where answers go: a file, or stdout, for people or for programs."""
 
@@ -192,7 +204,7 @@ class _Sink:
             config = runner.config
             kind = "embedding" if options.embed else "predictions"
             columns = config.hidden_dim if options.embed else min(options.top_k, config.num_labels)
-            self.lines = open_output(options.output, kind, columns, options.resume)
+            self.lines = open_output(options.output, kind, columns, options.resume, _facts(options, runner, kind, columns))
         self.prints = self.lines is None
 
     def answer(self, name: str, result: Any) -> None:

@@ -42,6 +42,16 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def add_architecture(command: argparse.ArgumentParser) -> None:
+    """The option that says what a file of another library's weights does not."""
+    command.add_argument("--architecture", metavar="NAME", help=ARCHITECTURE_HELP)
+
+
+def architecture(options: argparse.Namespace) -> dict[str, str]:
+    """It, as the functions that load a model take it."""
+    return {"architecture": options.architecture} if options.architecture else {}
+
+
 def picture(name: str) -> Any:
     """What stands for a picture on the command line: a path, or "-" for stdin."""
     return sys.stdin.buffer if name == "-" else name

@@ -6,7 +6,7 @@ import argparse
 import warnings
 from contextlib import ExitStack, closing
 
-from effnet_np.cli.common import DASK_HELP, MODEL_HELP, PIXELS_HELP, PROCESSOR_HELP, Commands, positive, say
+from effnet_np.cli.common import ARCHITECTURE_HELP, DASK_HELP, MODEL_HELP, PIXELS_HELP, PROCESSOR_HELP, Commands, positive, say
 from effnet_np.cli.progress import Progress
 from effnet_np.images.io import MAX_PIXELS
 
@@ -31,6 +31,7 @@ def add(commands: Commands) -> None:
     model_help = MODEL_HELP.replace("%(default)s", "lite0") + "; twice, to compare two"
     command.add_argument("--model", action="append", metavar="MODEL", help=model_help)
     command.add_argument("--processor", metavar="NAME", help=PROCESSOR_HELP)
+    command.add_argument("--architecture", action="append", metavar="NAME", help=f"{ARCHITECTURE_HELP}; once for each --model")
     backends = "numpy, numba (compiled kernels), or auto: numba where it is warmed up (default: auto); twice, to compare two"
     command.add_argument("--backend", action="append", choices=("auto", "numpy", "numba"), help=backends)
     command.add_argument("--calibrate", action="store_true", help="also fit the temperature that makes confidences honest")
@@ -55,10 +56,14 @@ def run(options: argparse.Namespace) -> int:
     if options.output:
         check_ending(options.output)  # before the work
     count = max(len(models), len(backends))
+    architectures = options.architecture or [None] * len(models)
+    if len(architectures) != len(models):
+        raise ValueError(f"--architecture must be given once for each --model: {len(models)} times, not {len(architectures)}")
     with ExitStack() as stack:
         client = stack.enter_context(cluster.connect(options.dask, options.threads)) if options.dask else None
         runs = []
-        for model, backend in zip((models * 2)[:count], (backends * 2)[:count], strict=True):
+        each = zip((models * 2)[:count], (architectures * 2)[:count], (backends * 2)[:count], strict=True)
+        for model, architecture, backend in each:
             with warnings.catch_warnings(), closing(_Count()) as seen:
                 warnings.showwarning = lambda message, *_: say(message)
                 runs.append(
@@ -73,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
                         max_pixels=options.max_pixels,
                         client=client,
                         progress=seen.show,
+                        **({"architecture": architecture} if architecture else {}),
                     )
                 )
             if len(backends) == 2:  # the same model, by another way

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from effnet_np.cli.common import MODEL_HELP, PIXELS_HELP, PROCESSOR_HELP, Commands, picture, positive
+from effnet_np.cli.common import (
+    MODEL_HELP,
+    PIXELS_HELP,
+    PROCESSOR_HELP,
+    Commands,
+    add_architecture,
+    architecture,
+    picture,
+    positive,
+)
 from effnet_np.images.io import MAX_PIXELS
 from effnet_np.printable import printable
 
@@ -18,6 +27,7 @@ def add(commands: Commands) -> None:
     command.add_argument("-o", "--output", required=True, metavar="FILE.png", help="where to write: .png, .jpg or .webp")
     command.add_argument("--model", default="lite0", help=MODEL_HELP)
     command.add_argument("--processor", metavar="NAME", help=PROCESSOR_HELP)
+    add_architecture(command)
     command.add_argument("--top-k", type=positive, default=5, metavar="K", help="labels to show (default: %(default)s)")
     by_name = "the class to show, by index or by name: 281, tabby (default: the one with the highest score)"
     command.add_argument("--class", dest="class_index", metavar="CLASS", help=by_name)
@@ -33,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
     picture_format(options.output)  # before seconds are spent on it
     chosen = {"class_index": options.class_index, "image_processor": options.processor, "max_pixels": options.max_pixels}
-    chosen |= {"method": options.method, "layer": options.layer}
+    chosen |= {"method": options.method, "layer": options.layer} | architecture(options)
     drawn = explain(picture(options.image), options.model, options.top_k, **chosen)
     save_explanation(drawn, options.output)
     print(f"{printable(options.output)}: {drawn.width} x {drawn.height} pixels")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from effnet_np.cli.common import MODEL_HELP, PROCESSOR_HELP, Commands, picture, positive
+from effnet_np.cli.common import MODEL_HELP, PROCESSOR_HELP, Commands, add_architecture, architecture, picture, positive
 from effnet_np.printable import printable
 
 DESCRIPTION = """Open a page in the browser that shows the network at work on a picture: its answer, every layer's channels, and
@@ -32,6 +32,7 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("--model", default="lite0", help=MODEL_HELP)
     command.add_argument("--processor", metavar="NAME", help=PROCESSOR_HELP)
+    add_architecture(command)
     beside = "what to look at beside it: a trace (as `trace` writes it, or another program), or another model"
     command.add_argument("--against", metavar="TRACE", help=beside)
     command.add_argument("-o", "--output", metavar="FILE.html", help="write a page that needs no server, and end")
@@ -72,7 +73,7 @@ def _session(options: argparse.Namespace) -> tuple[Any, dict[str, Any], Any]:
     from effnet_np.explorer.session import Session
     from effnet_np.inference.classify import get_model
 
-    models, trace = {options.model: get_model(options.model, options.processor)}, None
+    models, trace = {options.model: get_model(options.model, options.processor, **architecture(options))}, None
     if options.against is not None:
         trace, model = _against(options.against)
         if model is not None:

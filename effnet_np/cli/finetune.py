@@ -7,7 +7,7 @@ import dataclasses
 import sys
 import time
 
-from effnet_np.cli.common import MODEL_HELP, Commands
+from effnet_np.cli.common import MODEL_HELP, Commands, add_architecture, architecture
 from effnet_np.printable import printable
 from effnet_np.training.settings import Settings, Watcher
 
@@ -32,6 +32,7 @@ def add(commands: Commands) -> None:
     command.add_argument("folder", metavar="PHOTOS", help="a folder with a folder for each class, or with train/ and val/")
     command.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where to write: a new folder")
     command.add_argument("--model", default="lite0", help=MODEL_HELP)
+    add_architecture(command)
     command.add_argument("--resume", action="store_true", help="go on with the run that OUTPUT.unfinished holds")
     command.add_argument("--threads", type=int, default=2, metavar="N", help="that read pictures (default: %(default)s)")
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
@@ -55,11 +56,12 @@ def add(commands: Commands) -> None:
     option("label_smoothing", "share of each answer that is spread over all classes", float, "X")
     option("max_norm", "longest gradient", float, "X")
     option("batch_norm", "keep the statistics that are stored, or learn the pictures' own", choices=("stored", "learning"))
-    option("average", "decay of a moving average of the weights, such as 0.99 (default: none)", float, "X")
+    option("average", "decay of the moving average of the weights that is kept; 0: none", float, "X")
     option("split", "share of the pictures to judge by, without val/", float, "X")
     option("seed", "of all that is random", int, "N")
     option("backend", "what computes the features", choices=("auto", "numpy", "numba"))
-    command.add_argument("--stochastic-depth", action="store_true", help="drop whole branches a picture, as the paper does")
+    depth = "drop whole branches a picture, as the paper does, and not single numbers, as Hugging Face (default: yes)"
+    command.add_argument("--stochastic-depth", action=argparse.BooleanOptionalAction, default=True, help=depth)
     command.add_argument("--no-augment", dest="augment", action="store_false", help="show each picture always the same")
     command.set_defaults(run=run)
 
@@ -79,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
             threads=options.threads,
             watcher=bar,
             **settings,
+            **architecture(options),
         )
     finally:
         bar.end()

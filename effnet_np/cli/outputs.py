@@ -2,7 +2,8 @@
 
 A record: "file" (and "file_bytes", its bytes in hexadecimal, where the name is no UTF-8), and "predictions", "embedding" or
 "error". Each is written whole, in one go, before the next; what a crash tears is its last line, which `--resume` cuts off.
-Parquet cannot grow: until the end the records stand in a file of JSON lines beside it, `<name>.jsonl`.
+Parquet cannot grow: until the end the records stand in a file of JSON lines beside it, `<name>.jsonl`. What a file was begun
+with is noted (begun.py), and --resume goes on with nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from effnet_np.checkpoints.files import replacing
+from effnet_np.checkpoints.files import parse_json, replacing
+from effnet_np.cli import begun
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 KINDS = ("predictions", "embedding")
@@ -42,29 +44,33 @@ def json_line(record: dict[str, Any]) -> str:
     return json.dumps(record)
 
 
-def open_output(path: str, kind: str, columns: int, resume: bool) -> Lines:
-    """The file of answers: "predictions", of at most `columns`, or "embedding" s of so many numbers.
+def open_output(path: str, kind: str, columns: int, resume: bool, facts: dict[str, Any]) -> Lines:
+    """The file of answers: "predictions", of at most `columns`, or "embedding" s of so many numbers; facts: of begun.py.
 
     Raises ValueError or OSError, before any work is done, where it is there already, unless `resume`: then where it holds
-    something else.
+    something else, or was begun with something else.
     """
     suffix = Path(path).suffix.lower()
     if suffix == ".parquet":
-        return Parquet(path, kind, resume)
+        return Parquet(path, kind, resume, facts)
     if suffix == ".csv":
-        return Csv(path, kind, columns, resume)
-    return JsonLines(path, kind, resume)
+        return Csv(path, kind, columns, resume, facts)
+    return JsonLines(path, kind, resume, facts)
 
 
 class Lines:
     """A file of records that grows. `recorded` gives the names in it from before, and whether they failed, in its order."""
 
-    def __init__(self, path: str, kind: str, resume: bool):
-        self.path, self.kind = Path(path), kind
+    def __init__(self, path: str, kind: str, resume: bool, facts: dict[str, Any]):
+        self.path, self.kind, self.facts = Path(path), kind, facts
         if self.path.is_dir():
             raise IsADirectoryError(f"{path} is a folder, where a file is to be written")
         if not resume:
             _check_absent(self.path)
+        if _is_begun(self.path):
+            begun.check(self.path, begun.noted(self.path), facts)
+        elif not self.path.exists() or self.path.is_file():
+            begun.note(self.path, facts)
         try:
             self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
         except FileNotFoundError:
@@ -144,7 +150,7 @@ class JsonLines(Lines):
 class Csv(Lines):
     """A row a picture, under a row of names: file, file_bytes, error, then label_1, index_1, score_1, ..., or feature_0, ..."""
 
-    def __init__(self, path: str, kind: str, columns: int, resume: bool):
+    def __init__(self, path: str, kind: str, columns: int, resume: bool, facts: dict[str, Any]):
         head = ["file", "file_bytes", "error"]
         self.count = columns
         if kind == "predictions":
@@ -152,7 +158,7 @@ class Csv(Lines):
         else:
             head += [f"feature_{index}" for index in range(columns)]
         self.head = _row(head)
-        super().__init__(path, kind, resume)
+        super().__init__(path, kind, resume, facts)
         if not self.before:
             self.file.write(self.head.encode())
 
@@ -199,7 +205,7 @@ def _row(cells: list[Any]) -> str:
 class Parquet(JsonLines):
     """JSON lines until the end, and then a Parquet file in their place."""
 
-    def __init__(self, path: str, kind: str, resume: bool):
+    def __init__(self, path: str, kind: str, resume: bool, facts: dict[str, Any]):
         try:
             import pyarrow.parquet  # noqa: F401 - asked for before the work, which may take days
         except ImportError as error:
@@ -209,16 +215,24 @@ class Parquet(JsonLines):
         if not resume:
             _check_absent(self.final)
             _check_absent(Path(lines))
-        elif self.final.exists() and not os.path.exists(lines):
-            self._unpack(lines)
-        super().__init__(lines, kind, True)
+        elif self.final.exists() and not _is_begun(Path(lines)):
+            self._unpack(lines, facts)
+        super().__init__(lines, kind, True, facts)
 
-    def _unpack(self, lines: str) -> None:
-        """The records of a finished file, to go on from them."""
+    def _unpack(self, lines: str, facts: dict[str, Any]) -> None:
+        """The records of a finished file, to go on from them, and what it was begun with."""
         import pyarrow.parquet as parquet
 
+        finished = parquet.ParquetFile(self.final)
+        noted = (finished.schema_arrow.metadata or {}).get(begun.KEY)
+        if noted is None:
+            begun.beside(Path(lines)).unlink(missing_ok=True)
+        else:
+            before = parse_json(noted, self.final)
+            begun.check(self.final, before, facts)
+            begun.note(Path(lines), before)
         with replacing(lines) as temporary, open(temporary, "w") as file:
-            for batch in parquet.ParquetFile(self.final).iter_batches(ROW_GROUP):
+            for batch in finished.iter_batches(ROW_GROUP):
                 for row in batch.to_pylist():
                     file.write(json_line({key: value for key, value in row.items() if value is not None}) + "\n")
 
@@ -229,17 +243,24 @@ class Parquet(JsonLines):
         prediction = pyarrow.struct({"label": pyarrow.string(), "index": pyarrow.int32(), "score": pyarrow.float64()})
         answer = pyarrow.list_(prediction if self.kind == "predictions" else pyarrow.float32())
         fields = {name: pyarrow.string() for name in ("file", "file_bytes", "error")} | {self.kind: answer}
-        schema = pyarrow.schema(list(fields.items()))
+        noted = begun.noted(self.path)
+        metadata = None if noted is None else {begun.KEY: json.dumps(noted)}
+        schema = pyarrow.schema(list(fields.items()), metadata)
         self.before = self.path.stat().st_size
         records = self.records()
         with replacing(self.final) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
             while rows := [_with_text_labels(record) for record in islice(records, ROW_GROUP)]:
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema))
         self.path.unlink()
+        begun.beside(self.path).unlink(missing_ok=True)
+
+
+def _is_begun(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _check_absent(path: Path) -> None:
-    if path.exists() and path.stat().st_size:
+    if _is_begun(path):
         raise FileExistsError(f"{path} is there already: --resume goes on with it; or remove it, or write to another")
 
 

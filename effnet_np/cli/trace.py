@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from effnet_np.cli.common import LAYERS_HELP, MODEL_HELP, PIXELS_HELP, Commands, picture, positive, seed
+from effnet_np.cli.common import (
+    LAYERS_HELP,
+    MODEL_HELP,
+    PIXELS_HELP,
+    Commands,
+    add_architecture,
+    architecture,
+    picture,
+    positive,
+    seed,
+)
 from effnet_np.images.io import MAX_PIXELS
 from effnet_np.printable import printable
 
@@ -45,6 +55,7 @@ def add(commands: Commands) -> None:
     right = "the class that the loss takes for the right one (default: the one with the highest score)"
     command.add_argument("--label", metavar="CLASS", help=right)
     command.add_argument("--model", default="lite0", help=MODEL_HELP)
+    add_architecture(command)
     drawn = "random weights that keep activations alive, for the network that MODEL is; without a picture, random pixels too"
     command.add_argument("--random", type=seed, metavar="SEED", help=drawn)
     command.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help=PIXELS_HELP)
@@ -80,13 +91,14 @@ def _traced_model(options: argparse.Namespace) -> Any:
 
     name = options.model
     if options.random is None:
-        return get_model(name)
-    config = EfficientNetConfig.preset(name) if name in PRESETS else EfficientNetConfig.from_pretrained(name)
+        return get_model(name, **architecture(options))
+    named = {} if name in PRESETS else architecture(options)
+    config = EfficientNetConfig.preset(name) if name in PRESETS else EfficientNetConfig.from_pretrained(name, **named)
     model = EfficientNetForImageClassification(config, initialize=False)
     enliven(model, options.random)
     if options.image is not None:  # only a picture needs one
         known = EfficientNetImageProcessor.preset if name in PRESETS else EfficientNetImageProcessor.from_pretrained
-        model.image_processor = known(name)
+        model.image_processor = known(name, **named)
     return model
 
 

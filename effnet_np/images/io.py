@@ -9,10 +9,12 @@ All of that is done on a band of rows at a time, so that beside the decoded pict
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import io
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +48,10 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # the picture that a network of so many c
 BAND = 1 << 18  # pixels that are converted at a time
 
 
-def load_image(source: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def load_image(source: Any, channels: int = 3, max_pixels: int = MAX_PIXELS, gaps: bool = False) -> np.ndarray:
     """A picture's pixels, uint8, (H, W, channels); channels 1 (grey), 3 (RGB) or 4 (RGBA: keeps alpha). Perhaps read-only.
+
+    gaps: a view will do in which pixels of three bytes lie four bytes apart; it need not be copied out of Pillow's memory.
 
     source: a path, bytes, a binary file object, a PIL image, or an array (H, W), (H, W, C) or (C, H, W) of 1, 3 or 4 channels:
     bool, uint8, uint16 (scaled), other whole numbers from 0 to 255, or floats from 0 to 1 (or whole ones from 0 to 255).
@@ -64,7 +68,7 @@ def load_image(source: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> 
             del source  # not to keep what was read beside what is made of it
             image, orientation = _open(data, name, max_pixels)
             del data
-            return _from_image(_decode(image, name), MODES[channels], orientation)
+            return _from_image(_decode(image, name), MODES[channels], orientation, gaps)
         if hasattr(source, "getbands"):
             _named(name, check_size, source.size, max_pixels)
             return _from_image(_decode(source, name), MODES[channels], _orientation_of_image(source))
@@ -105,11 +109,15 @@ def _max_bytes(max_pixels: int) -> int:
 
 
 def _read(path: Path, max_pixels: int) -> bytes:
-    if not path.exists():
-        raise FileNotFoundError(f"there is no picture {path}")
-    if path.is_dir():
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        if not path.exists():
+            raise FileNotFoundError(f"there is no picture {path}") from None
+        raise
+    if stat.S_ISDIR(mode):
         raise IsADirectoryError(f"{path} is a folder, not a picture")
-    if not path.is_file():
+    if not stat.S_ISREG(mode):
         raise ValueError(f"{path} is a pipe or a device, which could be read for ever")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size  # `read` takes as much memory as it is asked to read, whatever there is
@@ -207,8 +215,12 @@ def _orientation_of_image(image: Image) -> int:
 # -- pixels -----------------------------------------------------------------------------------------------------------
 
 
-def _from_image(image: Image, mode: str, orientation: int) -> np.ndarray:
+def _from_image(image: Image, mode: str, orientation: int, gaps: bool = False) -> np.ndarray:
     width, height = image.size
+    if gaps and image.mode == mode == "RGB" and orientation == 1 and not image.has_transparency_data:
+        pixels = _view(image)
+        if pixels is not None:
+            return pixels
 
     def band(top: int, bottom: int) -> Image:
         return image if bottom - top == height else image.crop((0, top, width, bottom))
@@ -228,6 +240,49 @@ def _from_image(image: Image, mode: str, orientation: int) -> np.ndarray:
                 dtype = np.dtype(np.uint16)
         return _fill(lambda top, bottom: _eight_bits(numbers(top, bottom), dtype, range_), (height, width), mode, orientation)
     return _fill(band, (height, width), mode, orientation)
+
+
+class _ArrowArray(ctypes.Structure):
+    """Arrow's C data interface, as its specification lays it out, up to what is read here."""
+
+
+_ArrowArray._fields_ = [
+    *((name, ctypes.c_int64) for name in ("length", "null_count", "offset", "n_buffers", "n_children")),
+    ("buffers", ctypes.POINTER(ctypes.c_void_p)),
+    ("children", ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
+]
+
+
+class _Lent:
+    """Memory of a picture, four bytes a pixel, as NumPy asks for it; it stays while the capsule does."""
+
+    def __init__(self, capsule: Any, address: int, height: int, width: int):
+        self.capsule = capsule
+        shape, strides = (height, width, 3), (4 * width, 4, 1)
+        interface = {"version": 3, "typestr": "|u1", "shape": shape, "strides": strides, "data": (address, True)}
+        self.__array_interface__ = interface
+
+
+@functools.cache
+def _pointer() -> Callable:
+    """Python's own PyCapsule_GetPointer. Raises AttributeError where this Python has none."""
+    return ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
+
+
+def _view(image: Image) -> np.ndarray | None:
+    """An RGB picture's pixels where Pillow has them, or None where it does not lend them (before 11.3, and large ones)."""
+    try:
+        _, capsule = image.__arrow_c_array__()
+        array = _ArrowArray.from_address(_pointer()(capsule, b"arrow_array"))
+    except (AttributeError, ValueError):
+        return None
+    width, height = image.size
+    if (array.length, array.offset, array.n_children) != (width * height, 0, 1):
+        return None
+    pixels = array.children[0].contents
+    if (pixels.length, pixels.offset, pixels.n_buffers) != (4 * width * height, 0, 2):
+        return None
+    return np.asarray(_Lent(capsule, pixels.buffers[1], height, width))
 
 
 def _from_array(array: np.ndarray, mode: str) -> np.ndarray:

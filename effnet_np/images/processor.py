@@ -180,9 +180,7 @@ class EfficientNetImageProcessor:
 
     def _cut_and_resize(self, image: np.ndarray, resizer: Callable | None = None) -> np.ndarray:
         """(H, W, C) -> (h, w, C), the size of the network's input."""
-        if self.crop_fraction is not None:
-            side = max(1, int(self.crop_fraction * min(image.shape[:2])))
-            image = crop(image, side, side)
+        image = self.cut(image)
         if self.do_resize:
             image = (resizer or resize)(image, *self.resized(*image.shape[:2]), self.resample)
         if self.do_center_crop:
@@ -191,6 +189,13 @@ class EfficientNetImageProcessor:
             size, hint = f"{image.shape[0]} x {image.shape[1]}", "set do_resize=True, or resize the image before"
             raise ValueError(f"without do_resize this image has {size} pixels, more than {MAX_NETWORK_PIXELS} in all: {hint}")
         return image
+
+    def cut(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, C) -> the centred square of `crop_fraction`, if there is one."""
+        if self.crop_fraction is None:
+            return image
+        side = max(1, int(self.crop_fraction * min(image.shape[:2])))
+        return crop(image, side, side)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that the resize makes of a picture of that size, in pixels."""
@@ -207,13 +212,13 @@ class EfficientNetImageProcessor:
         """(h, w, C) -> (h, w, C) or (C, h, w): the steps that change each number by itself."""
         if image.dtype != np.uint8:
             return _to_layout(self._arithmetic(image), data_format, LAST)
-        table = self._table(image.shape[-1])
+        table = self.table(image.shape[-1])
         numbers = np.empty((len(table), *image.shape[:2]), table.dtype)
         for plane, entries, pixels in zip(numbers, table, image.transpose(2, 0, 1), strict=True):
             np.take(entries, pixels, out=plane, mode="clip")  # the default mode would check each pixel, and copy the plane
         return numbers if data_format == FIRST else np.ascontiguousarray(numbers.transpose(1, 2, 0))
 
-    def _table(self, channels: int) -> np.ndarray:
+    def table(self, channels: int) -> np.ndarray:
         """(channels, 256): what becomes of each number that a uint8 may hold."""
         asked = (self.do_rescale, self.rescale_factor, self.rescale_offset, self.do_normalize, self.include_top)
         key = repr((asked, self.image_mean, self.image_std, channels))  # `repr` tells 1 from 1.0, whose products differ

@@ -4,9 +4,11 @@ Two kinds of work take turns on the cores: *preparing* a source (reading, decodi
 let go of Python's lock), and a *lane*: a network that answers for a group of prepared sources, one call at a time. A thread
 prepares a source, and whoever prepares the last one of a group takes the next free lane and answers for all of it. So the
 cores are divided as the work demands: a thread that would wait for the network prepares, and nobody is told a ratio.
+Where groups are many, a thread takes several of them in one go, its share of those that wait: the network then reads its
+weights once for all of them, and Python's lock changes hands more seldom. Where sources come slowly, each goes by itself.
 
-What is measured while it runs is how long threads wait: preparing takes seconds, of which the CPU works for some. Where
-sources come from a slow disk or a network, more threads are started, as many as keep the cores busy.
+What is measured while it runs is how long threads wait: preparing takes seconds, for some of which the CPU works, or others
+have it. Where sources come from a slow disk or a network, more threads are started, as many as keep the cores busy.
 
 The caller's thread reads the sources and hands out the results; it reads no further than `window` sources ahead. Threads
 and caller share nothing but queues, whose single operations no signal can tear: an exception (Ctrl-C is one) may come
@@ -41,16 +43,16 @@ def attempt(function: Callable, *arguments: Any) -> Any:
 
 
 def run(
-    sources: Iterable[Any], prepare: Callable, lanes: list[Callable], group: int, threads: int, window: int
+    sources: Iterable[Any], prepare: Callable, lanes: list[Callable], group: int, threads: int, window: int, most: int = 1
 ) -> Iterator[Any]:
     """For each source, in order, its result, or the exception that it ended in.
 
     prepare: source -> input. lanes: functions of a list of inputs that give a list of results; each is called by one thread
-    at a time. group: how many sources go to a lane at once. threads: how many cores there are for it. window: how many
-    sources are read ahead of the results, at least a group. What reading the sources raises is raised after the results
-    of those that were read.
+    at a time. group: how many sources have to go to a lane together. threads: how many cores there are for it. window: how
+    many sources are read ahead of the results, at least a group. most: how many groups may go to a lane at once. What reading
+    the sources raises is raised after the results of those that were read.
     """
-    crew = _Crew(prepare, lanes, threads, max(threads, window))
+    crew = _Crew(prepare, lanes, threads, max(threads, window), most)
     try:
         yield from _results(crew, iter(sources), group, max(1, window // group))
     finally:
@@ -96,8 +98,8 @@ class _Group:
 class _Crew:
     """The threads, and the queues between them and the caller."""
 
-    def __init__(self, prepare: Callable, lanes: list[Callable], threads: int, most: int):
-        self.prepare, self.cores, self.most = prepare, threads, most
+    def __init__(self, prepare: Callable, lanes: list[Callable], threads: int, most: int, at_once: int):
+        self.prepare, self.cores, self.most, self.at_once = prepare, threads, most, at_once
         self.jobs: SimpleQueue = SimpleQueue()  # (group, index of the source), or None: go home
         self.lanes: SimpleQueue = SimpleQueue()
         self.threads: list[threading.Thread] = []
@@ -144,7 +146,7 @@ class _Crew:
 
     def _work_off(self) -> None:
         while self.jobs.qsize():
-            self.work_on(*self.jobs.get())
+            self.work_on([self.jobs.get()])
 
     def dismiss(self) -> None:
         """Returns when the threads have ended, which they do when what they have begun is done."""
@@ -160,24 +162,48 @@ class _Crew:
 
     # -- the threads' side --
 
-    def work_on(self, group: _Group, index: int) -> None:
-        began, busy = time.perf_counter(), time.thread_time()
-        source, group.sources[index] = group.sources[index], None
-        group.results[index] = _everything(self.prepare, source)
-        del source
-        busy, waited = time.thread_time() - busy, time.perf_counter() - began
+    def share_of_jobs(self, job: tuple) -> list[tuple]:
+        """The job, and with it what falls to this thread of those that wait."""
+        taken = [job]
+        while len(taken) < self.at_once and self.jobs.qsize() >= len(taken) * self.cores:
+            try:
+                job = self.jobs.get_nowait()
+            except Empty:
+                break
+            if job is None:
+                self.jobs.put(None)
+                break
+            taken.append(job)
+        return taken
+
+    def work_on(self, jobs: list[tuple]) -> None:
+        began, busy = time.perf_counter(), _ready_seconds()
+        prepared = []
+        for group, index in jobs:
+            source, group.sources[index] = group.sources[index], None
+            group.results[index] = _everything(self.prepare, source)
+            del source
+            with self.lock:
+                group.unprepared -= 1
+                if group.unprepared == 0:
+                    prepared.append(group)
+        busy, waited = _ready_seconds() - busy, time.perf_counter() - began
         with self.lock:
             self.busy, self.waited = 0.95 * self.busy + busy, 0.95 * self.waited + waited - busy
-            group.unprepared -= 1
-            last = group.unprepared == 0
-        if last:
-            self._answer(group)
+        if prepared:
+            self._answer(prepared)
+        for group in prepared:
             group.done = True
             group.news.put(None)
 
-    def _answer(self, group: _Group) -> None:
-        ready = [index for index, result in enumerate(group.results) if not isinstance(result, BaseException)]
-        inputs = [group.results[index] for index in ready]
+    def _answer(self, groups: list[_Group]) -> None:
+        ready = [
+            (group, index)
+            for group in groups
+            for index, result in enumerate(group.results)
+            if not isinstance(result, BaseException)
+        ]
+        inputs = [group.results[index] for group, index in ready]
         if not inputs:
             return
         lane = self.lanes.get()
@@ -192,8 +218,21 @@ class _Crew:
             self.lanes.put(lane)
         with self.lock:
             self.busy += time.perf_counter() - began
-        for index, result in zip(ready, results, strict=True):
+        for (group, index), result in zip(ready, results, strict=True):
             group.results[index] = result
+
+
+def _ready_seconds() -> float:
+    """For how long this thread has been on a core, or (where Linux says it) has waited for one that others were on."""
+    try:
+        file = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+        try:
+            delay = int(os.read(file, 128).split()[1])
+        finally:
+            os.close(file)
+    except (OSError, IndexError, ValueError):
+        delay = 0
+    return time.thread_time() + 1e-9 * delay
 
 
 def _everything(function: Callable, *arguments: Any) -> Any:
@@ -218,5 +257,5 @@ def _work(crew_of: weakref.ref, jobs: SimpleQueue) -> None:
         if job is None or crew is None or crew.dismissed:
             jobs.put(None)  # the next one goes home, too, also one that an interrupt left uncounted
             return
-        crew.work_on(*job)
+        crew.work_on(crew.share_of_jobs(job))
         del job, crew  # not to hold the last picture while there is nothing to do

@@ -24,6 +24,7 @@ ERRORS = ("raise", "return")
 FUNCTIONS = {"softmax": ops.softmax, "sigmoid": ops.sigmoid, "none": lambda logits: logits}
 WINDOW = 8  # sources that are read ahead, for each thread,
 LARGEST_WINDOW = 63  # and in all: the first result of an endless iterator comes before its 64th picture is read
+AT_ONCE = 8  # pictures that a compiled network is given at once, if so many wait
 
 Prediction = dict[str, Any]
 
@@ -54,10 +55,10 @@ def stream(
         raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
     check_errors(errors)
     answer = partial(_answer, output=output, top_k=top_k, function_to_apply=function_to_apply)
-    lanes, group, threads, window = _divide(runner, sources, output, batch_size, threads)
+    lanes, group, threads, window, most = _divide(runner, sources, output, batch_size, threads)
     prepare = partial(preprocess, runner, max_pixels=max_pixels)
     names: deque[Any] = deque()  # of the sources that are on their way
-    results = run(_noting(sources, names), prepare, [partial(answer, lane) for lane in lanes], group, threads, window)
+    results = run(_noting(sources, names), prepare, [partial(answer, lane) for lane in lanes], group, threads, window, most)
     return _in_turn(results, names, errors)
 
 
@@ -67,17 +68,20 @@ def check_errors(errors: Any) -> None:
         raise ValueError(f'errors must be "raise" or "return", got {errors!r}')
 
 
-def _divide(runner: Any, sources: Any, output: str, batch_size: int, threads: int | None) -> tuple[list[Any], int, int, int]:
-    """(what answers at the same time, pictures for each of its calls, threads, pictures read ahead)"""
+def _divide(
+    runner: Any, sources: Any, output: str, batch_size: int, threads: int | None
+) -> tuple[list[Any], int, int, int, int]:
+    """(what answers at the same time, pictures in a group, threads, pictures read ahead, groups for a call at most)"""
     threads = threads or getattr(runner, "threads", None) or default_threads()
     if isinstance(sources, Sized):
         threads = min(threads, len(sources))
     if threads <= 1 and isinstance(sources, Sized) and len(sources) <= 1:
-        return [runner], 1, 0, 1  # by the caller's thread
+        return [runner], 1, 0, 1, 1  # by the caller's thread
     lanes = [runner] * threads if output == "pixel_values" else runner.lanes(threads) if hasattr(runner, "lanes") else [runner]
     alone = output == "pixel_values" or lanes[0] is not runner
     group = 1 if alone else min(batch_size, sys.maxsize)
-    return lanes, group, threads, max(2 * group, min(WINDOW * threads, LARGEST_WINDOW))
+    window = max(2 * group, min(WINDOW * threads, LARGEST_WINDOW))
+    return lanes, group, threads, window, AT_ONCE if alone else 1
 
 
 def _noting(sources: Iterable[Any], names: deque) -> Iterator[Any]:
@@ -111,18 +115,18 @@ def _naming(error: BaseException, index: int, image: Any) -> BaseException:
 
 def preprocess(model: Any, image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """One picture of any accepted kind -> network input (C, H, W)."""
-    pixels = load_pixels(model, image, max_pixels)
+    pixels = load_pixels(model, image, max_pixels, gaps=hasattr(model, "network_input"))
     if type(model.image_processor) is EfficientNetImageProcessor:
-        return model.image_processor.network_input(pixels, getattr(model, "resize", None))
+        return getattr(model, "network_input", model.image_processor.network_input)(pixels)
     return model.image_processor([pixels], input_data_format="channels_last")["pixel_values"][0]
 
 
-def load_pixels(model: Any, image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """One picture of any accepted kind -> uint8 (H, W, C), of as many channels as the model takes."""
+def load_pixels(model: Any, image: Any, max_pixels: int = MAX_PIXELS, gaps: bool = False) -> np.ndarray:
+    """One picture of any accepted kind -> uint8 (H, W, C), of as many channels as the model takes; `gaps`: see `load_image`."""
     if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
         hint = f"on the shell, effnet-np classify {shlex.quote(image)} does; in Python, pass what urllib.request.urlopen gives"
         raise ValueError(f"{image} is an address, and effnet_np fetches no pictures here: {hint}")
-    return load_image(image, model.config.num_channels, max_pixels)
+    return load_image(image, model.config.num_channels, max_pixels, gaps)
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
@@ -134,10 +138,15 @@ def _answer(model: Any, inputs: list[np.ndarray], output: str, top_k: int | None
         return inputs
     if len({array.shape for array in inputs}) > 1:  # a processor that does not resize
         return [_answer(model, [array], output, top_k, function_to_apply)[0] for array in inputs]
-    pixel_values = np.stack(inputs) if len(inputs) > 1 else inputs[0][None]
+    network = _backbone(model) if output == "features" else model
+    if hasattr(network, "of_each"):
+        logits = network.of_each(inputs)
+    else:
+        pixel_values = np.stack(inputs) if len(inputs) > 1 else inputs[0][None]
+        answer = network(pixel_values, return_dict=True)
+        logits = answer.pooler_output if output == "features" else answer.logits
     if output == "features":
-        return _finite(_backbone(model)(pixel_values, return_dict=True).pooler_output)
-    logits = model(pixel_values, return_dict=True).logits
+        return _finite(logits)
     return _finite(logits) if output == "logits" else ranked(model.config, logits, top_k, function_to_apply)
 
 
@@ -160,10 +169,17 @@ def ranked(config: Any, logits: np.ndarray, top_k: int | None, function_to_apply
         sigmoid = config.problem_type == "multi_label_classification" or config.num_labels == 1
         function_to_apply = "sigmoid" if sigmoid else "softmax"
     scores = FUNCTIONS[function_to_apply](np.stack(_finite(logits)))
-    results = []
-    for row in scores:
-        order = np.argsort(-row, kind="stable")[:top_k]
-        results.append(
-            [{"label": config.id2label[int(index)], "index": int(index), "score": float(row[index])} for index in order]
-        )
-    return results
+    return [
+        [{"label": config.id2label[index], "index": index, "score": score} for index, score in best_of(row, top_k)]
+        for row in scores
+    ]
+
+
+def best_of(row: np.ndarray, top_k: int | None) -> list[tuple[int, float]]:
+    """(index, score) of the `top_k` highest scores, or of all, by falling score; of equal ones the lower index first."""
+    falling = -row
+    among = np.arange(len(row))
+    if top_k is not None and top_k < len(row):  # to sort a few is quicker than to sort all
+        among = np.flatnonzero(falling <= np.partition(falling, top_k - 1)[top_k - 1])
+    order = among[np.argsort(falling[among], kind="stable")[:top_k]]
+    return list(zip(order.tolist(), row[order].tolist(), strict=True))

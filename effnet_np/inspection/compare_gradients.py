@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from effnet_np.inspection.foreign_names import Pairs, pairs_of
 from effnet_np.inspection.measure import measure
 from effnet_np.inspection.report import Comparison
 from effnet_np.tracing.trace import INPUT, Trace
@@ -32,7 +33,12 @@ def compare_gradients(
     if model.training != hf_model.training:
         modes = " and ".join("training" if m.training else "eval" for m in (model, hf_model))
         raise ValueError(f"ours and theirs are in {modes} mode: gradients can be equal in the same mode only")
-    dropping = [name for name, module in hf_model.named_modules() if getattr(module, "p", 0) and module.training]
+    dropping = [
+        name
+        for network, rates in ((hf_model, ("p", "drop_prob")), (model, ("rate",)))
+        for name, module in network.named_modules()
+        if module.training and any(getattr(module, rate, 0) for rate in rates)
+    ]
     if dropping:
         raise ValueError(f"dropout is on in training mode ({dropping[0]}): its masks differ, so set the rates to 0")
     theirs = torch_gradients(hf_model, pixel_values, labels, output_gradient)
@@ -77,10 +83,15 @@ def in_backward_order(gradients: Gradients) -> dict[str, np.ndarray]:
 def torch_gradients(
     torch_model: Any, pixel_values: np.ndarray, labels: np.ndarray | None = None, output_gradient: np.ndarray | None = None
 ) -> Gradients:
-    """What autograd gives for a torch model, as `backward` gives it: the modules that give one tensor, the last first."""
+    """What autograd gives for a torch model, as `backward` gives it: the modules that give one tensor, the last first.
+
+    The names are ours for another library's model, whose loss is the cross entropy, as such a model has none of its own.
+    """
     import torch
 
     kept: dict[str, torch.Tensor] = {}
+    pairs = pairs_of([name for name, _ in torch_model.named_modules()])
+    in_place = [module for module in torch_model.modules() if getattr(module, "inplace", False) is True]
 
     def keep(name: str) -> Any:
         def hook(module: Any, inputs: tuple, output: Any) -> None:
@@ -95,16 +106,23 @@ def torch_gradients(
     before = {name: parameter.grad for name, parameter in parameters.items()}
     first = next(iter(parameters.values()))
     tensor = torch.from_numpy(np.array(pixel_values)).to(first.device, first.dtype).requires_grad_()
+    answers = None if labels is None else torch.from_numpy(np.asarray(labels))
+    loss = None
     try:
+        for module in in_place:  # what it changes would have the gradient of what it makes
+            module.inplace = False
         torch_model.zero_grad(set_to_none=True)
-        output = torch_model(tensor) if labels is None else torch_model(tensor, labels=torch.from_numpy(np.asarray(labels)))
-        result = output.logits if hasattr(output, "logits") else output.pooler_output
-        if labels is None:
+        output = torch_model(tensor) if labels is None or pairs else torch_model(tensor, labels=answers)
+        result = output if torch.is_tensor(output) else output.logits if hasattr(output, "logits") else output.pooler_output
+        if answers is None:
             result.backward(torch.from_numpy(np.asarray(output_gradient)).to(result))
         else:
-            output.loss.backward()
+            loss = torch.nn.functional.cross_entropy(result, answers) if pairs else output.loss
+            loss.backward()
         found = {name: parameter.grad for name, parameter in parameters.items()}
     finally:
+        for module in in_place:
+            module.inplace = True
         for handle in handles:
             handle.remove()
         for name, parameter in parameters.items():  # its owner's gradients are not ours to change
@@ -114,8 +132,18 @@ def torch_gradients(
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items() if tensor is not None}
 
     activations = numbers({name: kept[name].grad for name in reversed(kept)})
-    loss = None if labels is None else output.loss.detach().cpu().numpy()
-    return Gradients(loss, result.detach().cpu().numpy(), numbers(found), activations, tensor.grad.cpu().numpy())
+    value = None if loss is None else loss.detach().cpu().numpy()
+    gradients = Gradients(value, result.detach().cpu().numpy(), numbers(found), activations, tensor.grad.cpu().numpy())
+    return renamed(gradients, pairs) if pairs else gradients
+
+
+def renamed(gradients: Gradients, pairs: Pairs) -> Gradients:
+    """Those of another library's model under our names; what has no name here is left out."""
+    ours = {output: name for name, (_, output) in pairs.layers.items()}
+    activations = {ours[name]: array for name, array in gradients.activations.items() if name in ours}
+    known = pairs.dialect.renamed(gradients.parameters)
+    parameters = {name: gradients.parameters[theirs] for name, theirs in known.items()}
+    return Gradients(gradients.loss, gradients.logits, parameters, activations, gradients.pixel_values)
 
 
 # -- why --------------------------------------------------------------------------------------------------------------

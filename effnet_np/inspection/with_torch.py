@@ -28,10 +28,9 @@ def compare_with_torch(
     """Run a model of effnet_np and a torch model on the same input, and compare them layer by layer: see `compare`.
 
     hf_model: transformers' EfficientNet, or any torch.nn.Module with the same module names, in eval mode; the modules of timm,
-    geffnet, torchvision and lukemelas' package are paired with ours (gradients want the same names).
-    pixel_values: (N, C, H, W) float32. gradients:
-    compare the way back instead, of the loss with `labels` or from `output_gradient` (see `backward`), in its own order, in
-    eval or in training mode. Raises ImportError without torch, TypeError, ValueError.
+    geffnet, torchvision and lukemelas' package are paired with ours. pixel_values: (N, C, H, W) float32. gradients: compare
+    the way back instead, of the loss with `labels` (of other libraries' models: the cross entropy) or from `output_gradient`
+    (see `backward`), in its own order, in eval or in training mode. Raises ImportError without torch, TypeError, ValueError.
     """
     if not is_torch(hf_model):
         raise TypeError(f"hf_model must be a torch.nn.Module, got {type(hf_model).__name__}")

@@ -26,6 +26,7 @@ from effnet_np.kernels.training import optimize
 from effnet_np.kernels.training.mover import Mover
 from effnet_np.kernels.training.network import TrainingNetwork
 from effnet_np.kernels.training.plan import Asked
+from effnet_np.kernels.training.state import part_of
 from effnet_np.layers import BatchNorm2d, Dropout
 from effnet_np.model import EfficientNetForImageClassification, EfficientNetModel
 from effnet_np.module import LoadResult
@@ -215,8 +216,7 @@ class CompiledForTraining:
             if count * last[0] * last[1] < 2:
                 size = (count, self.config.head_channels, *last)
                 raise ValueError(f"batch norm in training needs more than one value a channel, got an input of shape {size}")
-        names = [name.removeprefix(self._prefix) for name in wanted if name.startswith(self._prefix)]
-        parts = [part_of(name, len(blocks)) for name in names if not name.startswith("classifier.")]
+        parts = [part_of(name.removeprefix(self._prefix), len(blocks)) for name in wanted]
         first = -1 if pixels else min(parts, default=len(blocks) + 1)
         layers = self._backbone.encoder.blocks
         drops = [spec.index for spec, block in zip(blocks, layers, strict=True) if spec.residual and drops_now(block)]
@@ -266,21 +266,12 @@ def drops_now(block: Any) -> bool:
     return block.projection.dropout.training and block.projection.dropout.rate > 0
 
 
-def part_of(name: str, blocks: int) -> int:
-    """Where in the network a parameter of the backbone is: -1 the stem, 0.. its block, `blocks` the head."""
-    if name.startswith("embeddings."):
-        return -1
-    return int(name.split(".")[2]) if name.startswith("encoder.blocks.") else blocks
-
-
 def refuse(model: Any) -> None:
     """TypeError or ValueError for a model that the kernels of training do not take."""
     if not isinstance(model, (EfficientNetForImageClassification, EfficientNetModel)):
         raise TypeError(f"only a model of effnet_np in NumPy can be compiled for training, got {type(model).__name__}")
     if callable(model.config.hidden_act):
         raise ValueError("hidden_act is a Python function, which the kernels cannot call: effnet_np.backward takes it")
-    if any(spec.fused for spec in model.config.blocks()):
-        raise ValueError("the kernels of training know no fused blocks (EfficientNetV2's): effnet_np.backward takes them")
     if model.dtype != np.float32:
         raise ValueError(f"the kernels learn in float32, the model is in {model.dtype}: effnet_np.backward takes it")
 

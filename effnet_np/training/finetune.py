@@ -49,6 +49,7 @@ def finetune(
     threads: int = 2,
     max_pixels: int = MAX_PIXELS,
     watcher: Watcher | None = None,
+    architecture: str | None = None,
     **settings: Any,
 ) -> Finetuned:
     """Teach a model the classes of a folder of photographs: a folder a class, or `train/` and `val/` of such.
@@ -56,14 +57,15 @@ def finetune(
     model: "lite0", "b0".."b7", a hub id, a folder or file, or a model with its image_processor; it is not changed. output: a
     new folder for the model, history.json and curves.png, written whole or not at all; `classify(model=output)` takes it, and
     transformers loads it where it has that network. Meanwhile the state is in `<output>.unfinished`, and resume=True goes on
-    from there to the same bits. threads: that read and augment pictures ahead of the network. settings: see `Settings`.
+    from there to the same bits. threads: that read and augment pictures ahead of the network. architecture: another library's
+    name for the network, where its file does not say it. settings: see `Settings`.
     Raises FileExistsError, FileNotFoundError, TypeError or ValueError before anything is learnt, FloatingPointError where
     learning diverges before there is anything to keep. Ctrl-C ends it after the step, and the best is kept.
     """
     chosen, watcher = Settings(**settings), watcher or Watcher()
     output = None if output is None else Path(output)
     _check_output(output, resume)
-    base = get_model(model)
+    base = get_model(model, **({"architecture": architecture} if architecture else {}))
     if not isinstance(base, EfficientNetForImageClassification):
         raise TypeError(f"a model in NumPy can learn, a {type(base).__name__} cannot: pass the one that it was made from")
     dataset = read_folder(folder, chosen.split, chosen.seed, base.config.num_channels, max_pixels, threads)
@@ -305,7 +307,7 @@ def make_trainer(model: Any, settings: Settings, names: list[str], pictures: int
         max_norm=settings.max_norm,
         batch_norm=settings.batch_norm,
         stochastic_depth=settings.stochastic_depth,
-        average=settings.average,
+        average=settings.average or None,
         seed=settings.seed,
     )
 

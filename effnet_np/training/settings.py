@@ -17,15 +17,17 @@ class Settings:
     head_epochs: int = 60  # of the head, always first
     batch_size: int = 32
     learning_rate: float = 1e-3  # of the head, and x body_scale of what is below it
-    body_scale: float = 0.1
+    body_scale: float = 0.3
     optimizer: str = "adamw"  # or "sgd" (momentum 0.9, Nesterov) or "rmsprop" (the paper's)
     weight_decay: float = 0.01
     schedule: str = "cosine"  # or "staircase" (the paper's) or "constant"; all warm up over the first epoch
     label_smoothing: float = 0.1
     max_norm: float | None = 5.0  # of the gradient; None: not clipped
     batch_norm: str = "stored"  # or "learning"
-    stochastic_depth: bool = False
-    average: float | None = None  # decay of the moving average of the weights
+    stochastic_depth: bool = True  # whole branches are dropped a picture, as in the paper; False: single numbers, as in HF
+    average: float | None = (
+        0.98  # decay of the moving average of the weights, which is what is judged and kept; None or 0: none
+    )
     augment: bool = True
     split: float = 0.2  # to judge by, where there is no val/
     seed: int = 0

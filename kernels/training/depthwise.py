@@ -119,6 +119,7 @@ class DepthwiseForward(Step):
 
     source: Map
     inputs: Count
+    expanded: Map | None  # what the expansion gave, where it was stored
     expand: Panel | None  # None: the source itself is convolved
     before: Ready | None  # the expansion's batch norm
     channels: Count
@@ -128,7 +129,7 @@ class DepthwiseForward(Step):
     chunk: Count
     bands: Count  # of a picture
     target: Map
-    moments: Partial
+    moments: Partial | None  # None: the stored statistics
     activation: Activation
     rows: Function
     product: Function = "product"
@@ -136,13 +137,14 @@ class DepthwiseForward(Step):
     @property
     def flops(self):
         window, images = self.window, self.cut.bands // self.bands
-        made = 2 * self.inputs * self.channels * window.height * window.width if self.expand else 0
+        makes = self.expand and not self.expanded
+        made = 2 * self.inputs * self.channels * window.height * window.width if makes else 0
         return images * (made + 2 * self.channels * window.kernel**2 * window.out_height * window.out_width)
 
     @property
     def floats(self):
         window, images = self.window, self.cut.bands // self.bands
-        read = self.inputs * window.height * window.width
+        read = (self.channels if self.expanded else self.inputs) * window.height * window.width
         return images * (read + self.channels * window.out_height * window.out_width)
 
     @property
@@ -152,7 +154,7 @@ class DepthwiseForward(Step):
 
 
 @njit
-def make_rows(step, share, source, ring, made, needed):
+def make_rows(step, share, source, expanded, ring, made, needed):
     """Puts rows `made` to `needed` of the convolution's input into the ring."""
     window, nothing = step.window, Ahead(0, 0)
     while made < needed:
@@ -161,14 +163,16 @@ def make_rows(step, share, source, ring, made, needed):
         target = Map(ring.address + slot * ring.row + max(window.left, 0) * BYTES, ring.row, ring.plane)
         if step.expand.weights != 0:
             shape, matrix = Shape(2 * share.vectors, count, window.width), panel_at(step.expand, share.first_block)
-            here = map_at(source, 0, made * window.width)
-            product(step.product, shape, here, matrix, target, nothing, Epilogue(0, IDENTITY))
+            here, stored = map_at(source, 0, made * window.width), step.expanded.address != 0
+            if not stored:
+                product(step.product, shape, here, matrix, target, nothing, Epilogue(0, IDENTITY))
             for v in range(share.vectors):
                 block = share.first_block + v
                 scale, shift = of_norm(step.before, block, SCALE), of_norm(step.before, block, SHIFT)
                 for i in range(count):
                     row = target.address + v * ring.plane + i * ring.row
-                    activate_row(row, row, window.width, scale, shift, splat(ONE), step.activation)
+                    raw = map_at(expanded, block, (made + i) * window.width).address if stored else row
+                    activate_row(raw, row, window.width, scale, shift, splat(ONE), step.activation)
         else:
             for v in range(share.vectors):
                 for i in range(count):
@@ -182,9 +186,12 @@ def depthwise_forward(step, task, scratch):
     share, window, taps = share_of(step.cut, task), step.window, step.taps
     image, band = share.band // step.bands, share.band % step.bands
     source = image_of(step.source, image, window.height * window.width)
+    expanded = image_of(step.expanded, image, window.height * window.width)
     target = image_of(step.target, image, window.out_height * window.out_width)
     moments = step.moments.address + share.band * step.moments.piece + share.first_block * (MOMENTS * BYTES)
-    clear(moments, MOMENTS * share.vectors)
+    counts = step.moments.address != 0
+    if counts:
+        clear(moments, MOMENTS * share.vectors)
     sources = scratch + HEAD
     ring = Ring(sources + list_bytes(step.chunk, window), step.ring.slots, step.ring.row, step.ring.plane, step.ring.lead)
     zero_edges(ring, window, share.vectors)
@@ -195,7 +202,7 @@ def depthwise_forward(step, task, scratch):
         last = min(end, y + step.chunk)
         first = y * window.stride - window.top
         needed = min(window.height, (last - 1) * window.stride - window.top + window.kernel)
-        make_rows(step, share, source, ring, made, needed)
+        make_rows(step, share, source, expanded, ring, made, needed)
         made = max(made, needed)
         list_rows(sources, ring, window, first, (last - y - 1) * window.stride + window.kernel)
         for v in range(share.vectors):
@@ -206,7 +213,8 @@ def depthwise_forward(step, task, scratch):
             rows = Rows(sources, v * ring.plane, last - y, window.out_width)
             rows_of(step.rows, rows, these, to, scratch, IDENTITY)
             before, count = (y - begin) * window.out_width, (last - y) * window.out_width
-            add_moments(moments + v * (MOMENTS * BYTES), before, to.address, count)
+            if counts:
+                add_moments(moments + v * (MOMENTS * BYTES), before, to.address, count)
         y = last
 
 
@@ -219,7 +227,8 @@ class DepthwiseBackward(Step):
 
     source: Map
     inputs: Count
-    expand: Panel | None  # unfolded
+    expanded: Map | None  # what the expansion gave, where it was stored
+    expand: Panel | None
     channels: Count
     window: Window  # of the forward
     taps: Taps  # turned round
@@ -241,7 +250,8 @@ class DepthwiseBackward(Step):
     @property
     def flops(self):
         window, images = self.window, self.cut.bands // self.bands
-        made = 2 * self.inputs * self.channels * window.height * window.width if self.expand else 0
+        makes = self.expand and not self.expanded
+        made = 2 * self.inputs * self.channels * window.height * window.width if makes else 0
         return images * (made + 4 * self.channels * window.kernel**2 * window.out_height * window.out_width)
 
     @property
@@ -375,7 +385,8 @@ def depthwise_backward(step, task, scratch):
     share, window, taps = share_of(step.cut, task), step.window, step.taps
     image, band = share.band // step.bands, share.band % step.bands
     size, out_size, kernel = window.height * window.width, window.out_height * window.out_width, window.kernel
-    source = image_of(step.source, image, size)
+    source, stored = image_of(step.source, image, size), step.expanded.address != 0
+    given = image_of(step.expanded, image, size)
     sources = scratch + HEAD
     pad = kernel - 1 - window.top  # rows of the dilated draw above the first that an input looks at
     lead = (kernel - 1 - window.left) * BYTES
@@ -401,7 +412,7 @@ def depthwise_backward(step, task, scratch):
             made = needed
         list_draw(sources, ring, window, y - pad, last - y + kernel - 1)
         here = map_at(source, 0, y * window.width)
-        if expands:
+        if expands and not stored:
             shape, matrix = Shape(2 * share.vectors, 1, count), panel_at(step.expand, share.first_block)
             product(step.product, shape, here, matrix, expanded, Ahead(0, 0), Epilogue(0, IDENTITY))
         for v in range(share.vectors):
@@ -415,7 +426,8 @@ def depthwise_backward(step, task, scratch):
                 if expands:
                     scale, shift = of_norm(step.before, block, SCALE), of_norm(step.before, block, SHIFT)
                     mean, at = of_norm(step.before, block, MEAN), sums + v * (SUMS * BYTES)
-                    both_row(dx, inputs, to, count, scale, shift, mean, at, step.activation)
+                    raw = map_at(given, block, y * window.width).address if stored else inputs
+                    both_row(dx, raw, inputs, to, count, scale, shift, mean, at, step.activation)
                 else:
                     other = map_at(image_of(step.residual, image, size), block, y * window.width).address
                     add_rows(dx, other, to, count, step.residual.address != 0)

@@ -32,6 +32,7 @@ class HeadForward(Step):
     """A task: a group of blocks of outputs for a picture."""
 
     source: Map
+    raw: Map | None  # what the convolution gave, where it was stored
     inputs: Count
     outputs: Count
     pixels: Count
@@ -45,7 +46,7 @@ class HeadForward(Step):
 
     @property
     def flops(self):
-        return 2 * self.inputs * self.outputs * self.pixels * self.cut.bands
+        return 0 if self.raw else 2 * self.inputs * self.outputs * self.pixels * self.cut.bands
 
     @property
     def floats(self):
@@ -56,16 +57,25 @@ class HeadForward(Step):
         return VECTORS * self.pixels * BYTES
 
 
+@njit
+def raw_of(step, share, scratch):
+    """What the convolution gives for a picture, for a group of blocks: stored before, or made in the scratch."""
+    if step.raw.address != 0:
+        return map_at(image_of(step.raw, share.band, step.pixels), share.first_block, 0)
+    raw, shape = Map(scratch, 0, step.pixels * BYTES), Shape(2 * share.vectors, 1, step.pixels)
+    source, panel = image_of(step.source, share.band, step.pixels), panel_at(step.matrix, share.first_block)
+    product(step.product, shape, source, panel, raw, Ahead(0, 0), Epilogue(0, IDENTITY))
+    return raw
+
+
 @kernel(HeadForward)
 def head_forward(step, task, scratch):
     share = share_of(step.cut, task)
-    source, pixels = image_of(step.source, share.band, step.pixels), step.pixels
-    raw, shape = Map(scratch, 0, pixels * BYTES), Shape(2 * share.vectors, 1, pixels)
-    product(step.product, shape, source, panel_at(step.matrix, share.first_block), raw, Ahead(0, 0), Epilogue(0, IDENTITY))
+    pixels, raw = step.pixels, raw_of(step, share, scratch)
     for v in range(share.vectors):
-        block, at = share.first_block + v, raw.address + v * raw.plane
+        block, at = share.first_block + v, scratch + v * pixels * BYTES
         scale, shift = of_norm(step.norm, block, SCALE), of_norm(step.norm, block, SHIFT)
-        activate_row(at, at, pixels, scale, shift, splat(ONE), step.activation)
+        activate_row(raw.address + v * raw.plane, at, pixels, scale, shift, splat(ONE), step.activation)
         pooled = sum_registers(at, pixels) * splat(step.scale)
         if step.pool == MAX:
             pooled = load(at)
@@ -79,6 +89,7 @@ class HeadBackward(Step):
     """dz and its sums. A task: a group of blocks of outputs for a picture."""
 
     source: Map
+    raw: Map | None
     inputs: Count
     outputs: Count
     pixels: Count
@@ -126,9 +137,7 @@ def first_largest(at, pixels):
 def head_backward(step, task, scratch):
     share = share_of(step.cut, task)
     pixels, norm = step.pixels, step.norm
-    source, target = image_of(step.source, share.band, pixels), image_of(step.target, share.band, pixels)
-    raw, shape = Map(scratch, 0, pixels * BYTES), Shape(2 * share.vectors, 1, pixels)
-    product(step.product, shape, source, panel_at(step.matrix, share.first_block), raw, Ahead(0, 0), Epilogue(0, IDENTITY))
+    target, raw = image_of(step.target, share.band, pixels), raw_of(step, share, scratch)
     sums = step.sums.address + share.band * step.sums.piece + share.first_block * (SUMS * BYTES)
     clear(sums, SUMS * share.vectors)
     places = scratch + VECTORS * pixels * BYTES

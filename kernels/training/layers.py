@@ -36,15 +36,28 @@ class Excite:
 
 
 @dataclass
+class Full:
+    """A full K x K convolution: a fused block's."""
+
+    name: str
+    there: Panel
+    back: Panel
+    wide: At  # its weights as `Spread` writes them; on the way back their gradient
+
+
+@dataclass
 class Block:
+    """A fused block has `full` and neither expansion, taps nor excitation; where that is all of it, no projection either."""
+
     spec: object
     name: str
     expand: Wide | None
-    taps: At
-    taps_back: At
-    depthwise_norm: Norm
+    taps: tuple[At, At] | None  # there, back
+    full: Full | None
+    inner_name: str  # of the norm before the projection
+    inner_norm: Norm | None
     excite: Excite | None
-    project: tuple[Panel, Panel]
+    project: tuple[Panel, Panel] | None
     project_norm: Norm
 
 
@@ -81,10 +94,12 @@ def layers(parameters: Parameters, prefix: str, config) -> Layers:
 
 def block(panels: Panels, spec) -> Block:
     name, channels, squeezed = f"encoder.blocks.{spec.index}.", spec.expanded_channels, spec.squeeze_channels
+    if spec.fused:
+        return fused_block(panels, spec, name)
     expand = None
     if spec.expand_ratio != 1:
         expand = wide(panels, name + "expansion.expand_conv", name + "expansion.expand_bn", channels, spec.in_channels)
-    taps, taps_back = panels.taps(name + "depthwise_conv.depthwise_conv.weight", channels, spec.kernel_size)
+    taps = panels.taps(name + "depthwise_conv.depthwise_conv.weight", channels, spec.kernel_size)
     excite, gates = None, name + "squeeze_excite."
     if squeezed:
         excite = Excite(
@@ -93,6 +108,19 @@ def block(panels: Panels, spec) -> Block:
             panels.matrix(gates + "expand.weight", channels, squeezed, gates + "expand.bias"),
         )
     project = panels.matrix(name + "projection.project_conv.weight", spec.out_channels, channels)
-    depthwise_norm = panels.norm(name + "depthwise_conv.depthwise_norm", channels)
+    inner = name + "depthwise_conv.depthwise_norm"
     project_norm = panels.norm(name + "projection.project_bn", spec.out_channels, activated=False)
-    return Block(spec, name, expand, taps, taps_back, depthwise_norm, excite, project, project_norm)
+    return Block(spec, name, expand, taps, None, inner, panels.norm(inner, channels), excite, project, project_norm)
+
+
+def fused_block(panels: Panels, spec, name: str) -> Block:
+    whole, inner, norm = spec.expand_ratio == 1, name + "expansion.expand_bn", name + "projection.project_bn"
+    conv, outputs = name + "expansion.expand_conv", spec.expanded_channels
+    if whole:
+        conv, outputs = name + "projection.project_conv", spec.out_channels
+    full = Full(conv, *panels.full(conv + ".weight", outputs, spec.in_channels, spec.kernel_size))
+    project_norm = panels.norm(norm, spec.out_channels, activated=whole)
+    if whole:
+        return Block(spec, name, None, None, full, norm, None, None, None, project_norm)
+    project = panels.matrix(name + "projection.project_conv.weight", spec.out_channels, outputs)
+    return Block(spec, name, None, None, full, inner, panels.norm(inner, outputs), None, project, project_norm)

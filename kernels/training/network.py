@@ -6,6 +6,7 @@ which share one memory of maps; and a pool of threads. The loss is not its busin
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -16,9 +17,10 @@ from effnet_np.kernels.pool import Pool
 from effnet_np.kernels.record import Step, layout
 from effnet_np.kernels.target import WIDTH
 from effnet_np.kernels.training.batch import BatchMap
+from effnet_np.kernels.training.frozen import BoundPrefix, Folded
 from effnet_np.kernels.training.layers import layers
-from effnet_np.kernels.training.plan import Asked, Planner, TrainingPlan
-from effnet_np.kernels.training.state import Parameters, memory
+from effnet_np.kernels.training.plan import Asked, Planner, TrainingPlan, whole_pages
+from effnet_np.kernels.training.state import Parameters, memory, part_of
 
 MOST_PLANS = 4
 
@@ -31,13 +33,15 @@ def addresses() -> dict[str, int]:
 class Bound:
     """A plan with its table of addresses."""
 
-    def __init__(self, plan: TrainingPlan, bases: dict[str, int], memories: dict[str, np.ndarray], functions, threads: int):
-        self.plan, self.memories = plan, memories
+    def __init__(
+        self, plan: TrainingPlan, prefix: BoundPrefix | None, bases: dict[str, int], memories, functions, threads: int
+    ):
+        self.plan, self.memories, self.prefix = plan, memories, prefix
         steps = plan.steps
         self.table = np.stack([step.words(bases, functions, threads) for step in steps])
         self.address, self.steps = self.table.ctypes.data, len(steps)
         parts = (plan.forward, plan.classify, plan.classify_back, plan.backward)
-        self.scratch_bytes = plan.scratch_bytes
+        self.scratch_bytes = max(plan.scratch_bytes, whole_pages(prefix.scratch) if prefix else 0)
         self.ends = np.cumsum([0, *map(len, parts)]).tolist()  # where each part begins, and the last one ends
         self.images = self._words(steps, "stem_layer.image")
         self.pixels = self._words(steps, "pixels", "stem_backward")
@@ -71,6 +75,8 @@ class TrainingNetwork:
         self._scratch = memory(0)
         self._pool = Pool(threads, 64 * len(config.blocks()) + 64)
         self._bound: Bound | None = None
+        self._prefix = prefix
+        self._folded: weakref.WeakValueDictionary[int, Folded] = weakref.WeakValueDictionary()
 
     @property
     def bytes(self) -> int:
@@ -82,23 +88,46 @@ class TrainingNetwork:
         key = (asked, tuple(momenta.values()))
         found = self._plans.get(key)
         if found is None:
-            plan = Planner(self.config, self.layers, asked, momenta).plan()
-            small = [name for name, size in plan.sizes.items() if self._memories.get(name, memory(0)).nbytes < size]
-            if small:
-                self._plans.clear()  # their tables point into what goes
-                for name in small:
-                    self._memories[name] = memory(0)  # the old one goes before the new one comes
-                    self._memories[name] = memory(plan.sizes[name] + 4096)
-            if self._scratch.nbytes < plan.scratch_bytes * self.threads:
-                self._scratch = memory(plan.scratch_bytes * self.threads)
-            own = {"state": self.parameters.data, "gradients": self.parameters.gradient, "panels": self._panels}
-            bases = {name: array.ctypes.data for name, array in (self._memories | own).items()} | {"image": 0, "pixels": 0}
-            found = self._plans[key] = Bound(plan, bases, dict(self._memories), self.functions, self.threads)
+            found = self._bind(Planner(self.config, self.layers, asked, momenta).plan())
+            self._plans[key] = found
             if len(self._plans) > MOST_PLANS:
                 self._plans.popitem(last=False)
         else:
             self._plans.move_to_end(key)
+        if found.prefix:
+            found.prefix.folded.refresh()
         return found
+
+    def _bind(self, plan: TrainingPlan) -> Bound:
+        """Memory for a plan, and its table of addresses."""
+        sizes, prefix = dict(plan.sizes), None
+        if plan.prefix:
+            prefix = BoundPrefix(plan.prefix, self.config, self._fold(plan.prefix.first))
+            sizes["frozen arena"] = prefix.arena_bytes
+        small = [name for name, size in sizes.items() if self._memories.get(name, memory(0)).nbytes < size]
+        if small:
+            self._plans.clear()  # their tables point into what goes
+            for name in small:
+                self._memories[name] = memory(0)  # the old one goes before the new one comes
+                self._memories[name] = memory(sizes[name] + 4096)
+        own = {"state": self.parameters.data, "gradients": self.parameters.gradient, "panels": self._panels}
+        bases = {name: array.ctypes.data for name, array in (self._memories | own).items()} | {"image": 0, "pixels": 0}
+        if prefix:
+            prefix.bind(bases["arena"], bases["frozen arena"], self.functions, self.threads)
+        bound = Bound(plan, prefix, bases, dict(self._memories), self.functions, self.threads)
+        if self._scratch.nbytes < bound.scratch_bytes * self.threads:
+            self._scratch = memory(bound.scratch_bytes * self.threads)
+        return bound
+
+    def _fold(self, first: int) -> Folded:
+        """The weights before part `first`, folded once for all plans that need them."""
+        folded = self._folded.get(first)
+        if folded is None:
+            blocks, prefix = len(self.config.blocks()), self._prefix
+            arrays = self.parameters.arrays.items()
+            before = {name: array for name, array in arrays if part_of(name.removeprefix(prefix), blocks) < first}
+            folded = self._folded[first] = Folded(before, self.config, first)
+        return folded
 
     def forward(
         self,
@@ -118,6 +147,8 @@ class TrainingNetwork:
         bound.put(bound.images, images.ctypes.data)
         for index, where in plan.masks.items():
             write(bound.view(where), where, masks[index])
+        if bound.prefix:
+            self._run_prefix(bound.prefix, images.ctypes.data)
         self._run(0)
         if dropout is not None:
             self._drop(plan.pooled)
@@ -143,6 +174,12 @@ class TrainingNetwork:
     def _drop(self, where: BatchMap) -> None:
         view = self._bound.view(where)
         write(view, where, (read(view, where) * self._dropout)[:, :, None, None])
+
+    def _run_prefix(self, prefix: BoundPrefix, address: int) -> None:
+        scratch, size = self._scratch.ctypes.data, self._bound.scratch_bytes
+        for image in range(prefix.images):
+            table = prefix.table(image, address)
+            self._pool(table.ctypes.data, 0, len(table), scratch, size)
 
     def _run(self, part: int) -> None:
         bound = self._bound

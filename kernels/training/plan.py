@@ -2,9 +2,10 @@
 
 A block, in the words of project.py and its neighbours: X goes in, D is the depthwise convolution's output, P the projection's;
 both are stored as they are, before their batch norms, with the moments of their channels. They, X and a few numbers a channel
-are all that the way back needs: an expanded map is never stored, an activated one neither.
+are all that the way back needs: an activated map is never stored, an expanded one only where it is small (expand.py).
 
-What lies before the first layer that learns (`first`) is computed in memory that all such blocks share.
+What lies before the first layer that learns (`first`) is the forward pass of `effnet_np.compile` where statistics are the
+stored ones (frozen.py); else it is computed in memory that all such blocks share.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from effnet_np.kernels.target import BYTES, VECTORS, WIDTH
 from effnet_np.kernels.tiling import blocks_of, ceil_div, cut
 from effnet_np.kernels.training.batch import BatchMap, Partial, pieces_of, stretch_of
 from effnet_np.kernels.training.depthwise import DepthwiseBackward, DepthwiseForward, ReduceTaps, plan_back
-from effnet_np.kernels.training.expand import ExpandBackward, ExpandMoments
+from effnet_np.kernels.training.expand import ExpandBackward, ExpandForward
+from effnet_np.kernels.training.frozen import Prefix
+from effnet_np.kernels.training.full import FullBackward, FullForward, Spread, piece_bytes
 from effnet_np.kernels.training.head import HeadBackward, HeadForward
 from effnet_np.kernels.training.layers import Block, Layers, Wide
 from effnet_np.kernels.training.matrices import Reduce
@@ -38,11 +41,12 @@ from effnet_np.kernels.training.project import (
     ProjectWeights,
 )
 from effnet_np.kernels.training.squeeze import ACTIVATE, GATE, PLAIN, Dense, DenseBackward, Squeeze
-from effnet_np.kernels.training.stem import StemBackward, StemForward, StemSlope
+from effnet_np.kernels.training.stem import Slope, StemBackward, StemForward
 
 TASKS = 32  # so many tasks or more, where the shapes allow it
 WEIGHT_PIECES = 8 << 20  # bytes that the pieces of a weight gradient may fill
 ROOM = 384 * 1024  # bytes of scratch
+STORED = 64  # input channels from which on the output of a wide convolution is stored: see expand.py
 
 
 @dataclass(frozen=True)
@@ -57,20 +61,31 @@ class Asked:
     drops: tuple[int, ...]  # blocks whose residual branch is masked
     pixels: bool  # whether the gradient of the pictures is wanted
 
+    @property
+    def folds(self) -> bool:
+        """Whether the beginning, a block at least, is the forward pass's: see frozen.py."""
+        return self.first > 0 and not self.batch_statistics
+
 
 @dataclass
 class BlockMaps:
     """What the way back reads of a block."""
 
     source: BatchMap
-    raw: BatchMap
+    raw: BatchMap | None
     projected: BatchMap
     target: BatchMap
     mask: BatchMap | None
+    expanded: BatchMap | None = None
     gates: BatchMap | None = None
     means: BatchMap | None = None
     reduced: BatchMap | None = None
     squeezed: BatchMap | None = None
+
+
+def whole_pages(scratch: int) -> int:
+    """Bytes of a thread's scratch, with a page for reads that go a little further."""
+    return ceil_div(scratch, 4096) * 4096 + 4096
 
 
 @dataclass
@@ -78,6 +93,7 @@ class TrainingPlan:
     """The four parts of a step, between which the host drops out and computes the loss; where it reads and writes; how large
     each memory has to be."""
 
+    prefix: Prefix | None  # what comes before `forward`
     forward: list[Step]
     classify: list[Step]
     classify_back: list[Step]
@@ -89,7 +105,7 @@ class TrainingPlan:
 
     @property
     def scratch_bytes(self) -> int:
-        return ceil_div(max(step.scratch for step in self.steps), 4096) * 4096 + 4096
+        return whole_pages(max(step.scratch for step in self.steps))
 
     @property
     def steps(self) -> list[Step]:
@@ -126,11 +142,10 @@ class Planner:
     # -- steps that every layer has -------------------------------------------------------------------------------
 
     def norm_forward(self, name: str, norm: Norm, channels: int, count: int, moments: Partial | None) -> NormForward:
-        batch = self.asked.batch_statistics
         return NormForward(
             cut=cut_blocks(blocks_of(channels)),
             norm=norm,
-            moments=moments if batch else None,
+            moments=moments,
             channels=channels,
             eps=self.config.batch_norm_eps,
             momentum=self.momenta[name],
@@ -148,7 +163,10 @@ class Planner:
             dbias=self.panels.gradient(name + ".bias"),
         )
 
-    def moments(self, blocks: int, pieces: int) -> Partial:
+    def moments(self, blocks: int, pieces: int) -> Partial | None:
+        """Where pieces of a norm's statistics go; stored ones need none."""
+        if not self.asked.batch_statistics:
+            return None
         return self.partial("moments", blocks * MOMENTS * BYTES, pieces)
 
     def sums(self, blocks: int, pieces: int) -> Partial:
@@ -160,13 +178,19 @@ class Planner:
 
     # -- forward --------------------------------------------------------------------------------------------------
 
-    def wide_norm(self, wide: Wide, source: BatchMap, outputs: int) -> Iterator[Step]:
-        """The statistics of a wide convolution."""
-        blocks, moments = blocks_of(outputs), None
-        if self.asked.batch_statistics:
-            pieces = self.range_pieces(blocks, source.positions)
-            moments = self.moments(blocks, pieces)
-            yield ExpandMoments(
+    def wide_output(self, part: int, source: BatchMap, outputs: int) -> BatchMap | None:
+        """Where the output of a wide convolution is stored, if it is."""
+        if source.channels < STORED or not self.kept(part):
+            return None
+        return self.map(outputs, source.height, source.width)
+
+    def wide_norm(self, wide: Wide, source: BatchMap, outputs: int, target: BatchMap | None) -> Iterator[Step]:
+        """The statistics of a wide convolution, and its output, if it is stored."""
+        blocks = blocks_of(outputs)
+        pieces = self.range_pieces(blocks, source.positions)
+        moments = self.moments(blocks, pieces)
+        if moments or target:
+            yield ExpandForward(
                 cut=cut(blocks, pieces),
                 source=source.map,
                 positions=source.positions,
@@ -174,6 +198,7 @@ class Planner:
                 inputs=source.channels,
                 outputs=outputs,
                 matrix=wide.there,
+                target=target.map if target else None,
                 moments=moments,
             )
         yield self.norm_forward(wide.norm_name, wide.norm, outputs, source.positions, moments)
@@ -231,11 +256,12 @@ class Planner:
             cut=tasks,
             source=source.map,
             inputs=source.channels,
+            expanded=maps.expanded.map if maps.expanded else None,
             expand=block.expand.there if block.expand else None,
             before=block.expand.norm.ready if block.expand else None,
             channels=target.channels,
             window=window,
-            taps=Taps(block.taps, self.panels.zeros, window.kernel, window.stride),
+            taps=Taps(block.taps[0], self.panels.zeros, window.kernel, window.stride),
             ring=ring,
             chunk=chunk,
             bands=bands,
@@ -244,8 +270,7 @@ class Planner:
             activation=self.activation,
             rows=rows_name(window.kernel, window.stride),
         )
-        name = block.name + "depthwise_conv.depthwise_norm"
-        yield self.norm_forward(name, block.depthwise_norm, target.channels, target.positions, moments)
+        yield self.norm_forward(block.inner_name, block.inner_norm, target.channels, target.positions, moments)
 
     def squeeze(self, block: Block, maps: BlockMaps) -> Iterator[Step]:
         raw, squeezed, excite = maps.raw, block.spec.squeeze_channels, block.excite
@@ -256,7 +281,7 @@ class Planner:
             cut=cut(raw.blocks, raw.images, bands_first=False),
             raw=raw.map,
             pixels=raw.pixels,
-            norm=block.depthwise_norm,
+            norm=block.inner_norm,
             scale=1 / raw.pixels,
             target=maps.means.map,
             activation=self.activation,
@@ -290,7 +315,7 @@ class Planner:
             positions=source.positions,
             pixels=source.pixels,
             stretch=stretch_of(source.channels, source.positions),
-            norm=block.depthwise_norm,
+            norm=block.inner_norm,
             gates=maps.gates.map if maps.gates else None,
             matrix=block.project[0],
             target=target.map,
@@ -301,24 +326,56 @@ class Planner:
         yield self.norm_forward(name, block.project_norm, target.channels, target.positions, moments)
         yield self.normalise(target, block.project_norm, maps.target, maps.mask, maps.source if block.spec.residual else None)
 
+    def full(self, block: Block, maps: BlockMaps) -> Iterator[Step]:
+        """A fused block's convolution; where that is all of it, its output."""
+        whole = block.project is None
+        source, target = maps.source, maps.projected if whole else maps.raw
+        norm, bands = block.project_norm if whole else block.inner_norm, self.bands(target.height)
+        tasks = Cut(1, target.blocks, bands * target.images, 1)
+        moments = self.moments(target.blocks, tasks.bands)
+        yield FullForward(
+            cut=tasks,
+            source=source.map,
+            inputs=source.channels,
+            outputs=target.channels,
+            window=window_of(block.spec, source, target),
+            matrix=block.full.there,
+            bands=bands,
+            target=target.map,
+            moments=moments,
+        )
+        yield self.norm_forward(block.inner_name, norm, target.channels, target.positions, moments)
+        if whole:
+            residual = source if block.spec.residual else None
+            yield self.normalise(target, norm, maps.target, maps.mask, residual, activates=True)
+
     def block(self, block: Block, maps: BlockMaps) -> Iterator[Step]:
+        if block.full:
+            yield from self.full(block, maps)
+            if block.project:
+                yield from self.project(block, maps)
+            return
         if block.expand:
-            yield from self.wide_norm(block.expand, maps.source, block.spec.expanded_channels)
+            channels = block.spec.expanded_channels
+            maps.expanded = self.wide_output(block.spec.index, maps.source, channels)
+            yield from self.wide_norm(block.expand, maps.source, channels, maps.expanded)
         yield from self.depthwise(block, maps)
         if block.excite:
             yield from self.squeeze(block, maps)
         yield from self.project(block, maps)
 
-    def head(self, source: BatchMap, pooled: BatchMap) -> Iterator[Step]:
+    def head(self, source: BatchMap, raw: BatchMap | None, pooled: BatchMap) -> Iterator[Step]:
         head = self.layers.head
-        yield from self.wide_norm(head, source, pooled.channels)
-        yield HeadForward(matrix=head.there, target=pooled.map, **self.head_fields(source, pooled))
+        yield from self.wide_norm(head, source, pooled.channels, raw)
+        fields = self.head_fields(source, raw, pooled)
+        yield HeadForward(matrix=head.there, target=pooled.map, **fields)
 
-    def head_fields(self, source: BatchMap, pooled: BatchMap) -> dict:
+    def head_fields(self, source: BatchMap, raw: BatchMap | None, pooled: BatchMap) -> dict:
         largest = self.config.pooling_type == "max"
         return {
             "cut": cut(pooled.blocks, source.images),
             "source": source.map,
+            "raw": raw.map if raw else None,
             "inputs": source.channels,
             "outputs": pooled.channels,
             "pixels": source.pixels,
@@ -351,7 +408,7 @@ class Planner:
 
     # -- the way back ---------------------------------------------------------------------------------------------
 
-    def wide_back(self, wide: Wide, source, gradient, sums, target, residual) -> Iterator[Step]:
+    def wide_back(self, wide: Wide, source, raw, gradient, sums, target, residual) -> Iterator[Step]:
         """From dz of a wide convolution's activation to its weights, its norm and its input."""
         outputs, inputs = gradient.channels, source.channels
         yield self.norm_backward(wide.norm_name, wide.norm, outputs, source.positions, sums)
@@ -371,6 +428,7 @@ class Planner:
             gradient=gradient.map,
             norm=wide.norm,
             stored=int(not self.asked.batch_statistics),
+            raw=raw.map if raw else None,
             partial=partial,
             target=target.map if target else None,
             residual=residual.map.address if residual and target else None,
@@ -382,14 +440,14 @@ class Planner:
             cut=tasks, partial=partial, rows=rows, columns=columns, room=room, target=self.panels.gradient(name + ".weight")
         )
 
-    def head_back(self, source: BatchMap, pooled: BatchMap, target: BatchMap | None) -> Iterator[Step]:
+    def head_back(self, source: BatchMap, raw: BatchMap | None, pooled: BatchMap, target: BatchMap | None) -> Iterator[Step]:
         head = self.layers.head
         gradient = self.map(pooled.channels, source.height, source.width, "expanded dz")
         sums = self.sums(gradient.blocks, source.images)
         dpooled = self.map(pooled.channels, base="dpooled")
-        fields = self.head_fields(source, pooled)
+        fields = self.head_fields(source, raw, pooled)
         yield HeadBackward(matrix=head.there, gradient=dpooled.map, target=gradient.map, sums=sums, **fields)
-        yield from self.wide_back(head, source, gradient, sums, target, None)
+        yield from self.wide_back(head, source, raw, gradient, sums, target, None)
 
     def project_back(self, block: Block, maps: BlockMaps, gradient: BatchMap) -> Iterator[Step]:
         """From the gradient of the block's output to dz of the depthwise convolution's norm, whose map this gives."""
@@ -420,15 +478,14 @@ class Planner:
             stretch=min(STRETCH, raw.positions),
             back=block.project[1],
             raw=raw.map,
-            norm=block.depthwise_norm,
+            norm=block.inner_norm,
             gates=maps.gates.map if maps.gates else None,
             means=means.map if means else None,
             target=self.map(raw.channels, raw.height, raw.width, "dz").map,
             sums=sums,
             activation=self.activation,
         )
-        name = block.name + "depthwise_conv.depthwise_norm"
-        yield self.norm_backward(name, block.depthwise_norm, raw.channels, raw.positions, sums)
+        yield self.norm_backward(block.inner_name, block.inner_norm, raw.channels, raw.positions, sums)
 
     def project_weights(self, block: Block, maps: BlockMaps, draw: BatchMap) -> Iterator[Step]:
         raw = maps.raw
@@ -443,7 +500,7 @@ class Planner:
             images=raw.images,
             pixels=raw.pixels,
             stretch=min(STRETCH, raw.pixels),
-            norm=block.depthwise_norm,
+            norm=block.inner_norm,
             gates=maps.gates.map if maps.gates else None,
             draw=draw.map,
             back=block.project[1],
@@ -508,16 +565,17 @@ class Planner:
             cut=tasks,
             source=source.map,
             inputs=source.channels,
+            expanded=maps.expanded.map if maps.expanded else None,
             expand=wide.there if wide else None,
             channels=raw.channels,
             window=window,
-            taps=Taps(block.taps_back, self.panels.zeros, window.kernel, 1),
+            taps=Taps(block.taps[1], self.panels.zeros, window.kernel, 1),
             ring=ring,
             chunk=chunk,
             bands=bands,
             raw=raw.map,
             gradient=self.map(raw.channels, raw.height, raw.width, "dz").map,
-            norm=block.depthwise_norm.ready,
+            norm=block.inner_norm.ready,
             before=wide.norm.ready if wide else None,
             sums=sums,
             partial=partial,
@@ -534,16 +592,70 @@ class Planner:
             target=self.panels.gradient(block.name + "depthwise_conv.depthwise_conv.weight"),
         )
         if wide:
-            yield from self.wide_back(wide, source, to, sums, target, residual)
+            yield from self.wide_back(wide, source, maps.expanded, to, sums, target, residual)
 
-    def stem_back(self, raw: BatchMap, gradient: BatchMap) -> Iterator[Step]:
-        stem, pieces = self.layers.stem, pieces_of(raw.positions)
-        sums = self.sums(raw.blocks, pieces)
-        yield StemSlope(
+    def whole_back(self, block: Block, maps: BlockMaps, gradient: BatchMap, target: BatchMap | None) -> Iterator[Step]:
+        """From the gradient of the output of a fused block that is one convolution to its input."""
+        raw, norm, pieces = maps.projected, block.project_norm, pieces_of(maps.projected.positions)
+        sums, dz = self.sums(raw.blocks, pieces), self.map(raw.channels, raw.height, raw.width, "dz")
+        yield Slope(
             cut=Cut(1, raw.blocks, pieces, 1),
             positions=raw.positions,
             raw=raw.map,
             gradient=gradient.map,
+            mask=maps.mask.map if maps.mask else None,
+            target=dz.map,
+            norm=norm,
+            sums=sums,
+            activation=self.activation,
+        )
+        yield self.norm_backward(block.inner_name, norm, raw.channels, raw.positions, sums)
+        yield from self.full_back(block, maps, raw, norm, gradient, target)
+
+    def full_back(self, block: Block, maps: BlockMaps, raw: BatchMap, norm: Norm, gradient, target) -> Iterator[Step]:
+        """From dz of a full convolution's norm to the block's input."""
+        spec, source, full = block.spec, maps.source, block.full
+        taps = spec.kernel_size**2
+        planes = taps * source.blocks
+        partial = self.partial(
+            "weight pieces", piece_bytes(raw.channels, source.channels, spec.kernel_size), min(raw.images, TASKS)
+        )
+        yield FullBackward(
+            cut=Cut(1, raw.blocks, partial.pieces, 1),
+            source=source.map,
+            images=raw.images,
+            inputs=source.channels,
+            outputs=raw.channels,
+            window=window_of(spec, source, raw),
+            raw=raw.map,
+            gradient=self.map(raw.channels, raw.height, raw.width, "dz").map,
+            norm=norm,
+            partial=partial,
+            back=full.back,
+            target=target.map if target else None,
+            residual=gradient.map if spec.residual and target else None,
+        )
+        tasks = Cut(1, planes, 16, 1)
+        yield Reduce(cut=tasks, partial=partial, rows=raw.channels, columns=planes * WIDTH, room=0, target=full.wide)
+        yield Spread(
+            cut=Cut(raw.channels, raw.channels, 1, 1),
+            narrow=self.panels.gradient(full.name + ".weight"),
+            wide=full.wide,
+            inputs=source.channels,
+            taps=taps,
+            back=1,
+        )
+
+    def stem_back(self, raw: BatchMap, gradient: BatchMap) -> Iterator[Step]:
+        stem, pieces = self.layers.stem, pieces_of(raw.positions)
+        sums = self.sums(raw.blocks, pieces)
+        yield Slope(
+            cut=Cut(1, raw.blocks, pieces, 1),
+            positions=raw.positions,
+            raw=raw.map,
+            gradient=gradient.map,
+            mask=None,
+            target=gradient.map,
             norm=stem.norm,
             sums=sums,
             activation=self.activation,
@@ -573,52 +685,81 @@ class Planner:
 
     def plan(self) -> TrainingPlan:
         config, asked = self.config, self.asked
-        size = config.stem_size(asked.height, asked.width)
-        raw = self.map(config.stem_channels, *size, "arena" if self.kept(-1) else "frozen raw")
-        source = self.map(config.stem_channels, *size, "arena" if self.kept(0) else "frozen x 1")
-        forward: list[Step] = [*self.panels.steps, *self.stem(raw, source)]
-        maps: list[BlockMaps] = []
-        for block in self.layers.blocks:
-            maps.append(self.block_maps(block, source))
-            forward += self.block(block, maps[-1])
-            source = maps[-1].target
         pooled = self.map(config.head_channels)
-        forward += self.head(source, pooled)
+        forward: list[Step] = [step for part, step in self.panels.steps if part >= asked.first or not asked.folds]
+        prefix = self.prefix(pooled) if asked.folds else None
+        maps: list[BlockMaps | None] = []
+        raw = head_raw = None
+        if prefix:
+            source, maps = prefix.target, [None] * min(asked.first, len(self.layers.blocks))
+        else:
+            size = config.stem_size(asked.height, asked.width)
+            raw = self.map(config.stem_channels, *size, "arena" if self.kept(-1) else "frozen raw")
+            source = self.map(config.stem_channels, *size, "arena" if self.kept(0) else "frozen x 1")
+            forward += self.stem(raw, source)
+        for block in self.layers.blocks[len(maps) :]:
+            here = self.block_maps(block, source)
+            maps.append(here)
+            forward += self.block(block, here)
+            source = here.target
+        if source is not pooled:
+            head_raw = self.wide_output(len(maps), source, config.head_channels)
+            forward += self.head(source, head_raw, pooled)
         classify, back, logits = [], [], None
         if self.layers.classifier:
             logits = self.map(config.num_labels)
             classify, back = self.classifier(pooled, logits)
-        backward = list(self.backward(raw, maps, source, pooled))
-        masks = {index: each.mask for index, each in enumerate(maps) if each.mask}
+        backward = list(self.backward(raw, maps, source, head_raw, pooled))
+        masks = prefix.masks if prefix else {}
+        masks |= {index: each.mask for index, each in enumerate(maps) if each and each.mask}
         self.sizes["arena"] = self.arena.bytes
-        return TrainingPlan(forward, classify, back, backward, pooled, logits, masks, self.sizes)
+        return TrainingPlan(prefix, forward, classify, back, backward, pooled, logits, masks, self.sizes)
+
+    def prefix(self, pooled: BatchMap) -> Prefix:
+        """What comes before `first`, by the forward pass, and where it goes."""
+        asked, specs = self.asked, self.config.blocks()
+        sizes = self.config.architecture().sizes(asked.height, asked.width)[1:]
+        maps = {spec.index: (spec.out_channels, *size) for spec, size in zip(specs, sizes, strict=True)}
+        masks = {index: self.map(*maps[index]) for index in asked.drops if index < asked.first}
+        target = pooled if asked.first > len(specs) else self.map(*maps[asked.first - 1])
+        return Prefix(asked.first, asked.height, asked.width, masks, target)
 
     def block_maps(self, block: Block, source: BatchMap) -> BlockMaps:
         spec, kept = block.spec, self.kept(block.spec.index)
         size = spec.output_size(source.height, source.width)
-        raw = self.map(spec.expanded_channels, *size, "arena" if kept else "frozen raw")
+        raw = None  # of a fused block that is one convolution: it has no map between two
+        if block.project:
+            raw = self.map(spec.expanded_channels, *size, "arena" if kept else "frozen raw")
         projected = self.map(spec.out_channels, *size, "arena" if kept else "frozen projected")
         following = "arena" if self.kept(spec.index + 1) else f"frozen x {spec.index % 2}"
         target = self.map(spec.out_channels, *size, following)
         mask = self.map(spec.out_channels, *size, "arena") if spec.index in self.asked.drops else None
         return BlockMaps(source, raw, projected, target, mask)
 
-    def backward(self, raw: BatchMap, maps: list[BlockMaps], source: BatchMap, pooled: BatchMap) -> Iterator[Step]:
+    def backward(
+        self, raw: BatchMap | None, maps: list[BlockMaps | None], source: BatchMap, head_raw: BatchMap | None, pooled: BatchMap
+    ) -> Iterator[Step]:
         first, count = self.asked.first, len(maps)
         if first > count:
             return
         gradient = self.map(source.channels, source.height, source.width, "dx 0") if first < count else None
-        yield from self.head_back(source, pooled, gradient)
+        yield from self.head_back(source, head_raw, pooled, gradient)
         for block, here in zip(reversed(self.layers.blocks), reversed(maps), strict=True):
-            index, below = block.spec.index, here.source
+            index, target = block.spec.index, None
             if index < first:
                 return
-            target = None
             if index > first:
+                below = here.source
                 base = "dx 1" if gradient.base == "dx 0" else "dx 0"
                 target = self.map(below.channels, below.height, below.width, base)
-            yield from self.project_back(block, here, gradient)
-            yield from self.depthwise_back(block, here, gradient, target)
+            if block.project is None:
+                yield from self.whole_back(block, here, gradient, target)
+            else:
+                yield from self.project_back(block, here, gradient)
+                if block.full:
+                    yield from self.full_back(block, here, here.raw, block.inner_norm, gradient, target)
+                else:
+                    yield from self.depthwise_back(block, here, gradient, target)
             gradient = target
         if first < 0:
             yield from self.stem_back(raw, gradient)

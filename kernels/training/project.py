@@ -62,7 +62,7 @@ class ProjectForward(Step):
     gates: Map | None
     matrix: Panel
     target: Map
-    moments: Partial
+    moments: Partial | None  # None: the stored statistics
     activation: Activation
     product: Function = "product"
 
@@ -82,8 +82,9 @@ class ProjectForward(Step):
 @kernel(ProjectForward)
 def project_forward(step, task, scratch):
     first, last = band_of(step.positions, step.cut, task)
-    moments = step.moments.address + task * step.moments.piece
-    clear(moments, MOMENTS * step.cut.blocks)
+    moments, counts = step.moments.address + task * step.moments.piece, step.moments.address != 0
+    if counts:
+        clear(moments, MOMENTS * step.cut.blocks)
     source = Map(scratch, 0, step.stretch * BYTES)
     position = first
     while position < last:
@@ -100,15 +101,16 @@ def project_forward(step, task, scratch):
             done += part
         target = map_at(step.target, 0, position)
         all_groups(step.product, step.cut.blocks, count, source, step.matrix, target, 0)
-        for block in range(step.cut.blocks):
-            at = moments + block * (MOMENTS * BYTES)
-            add_moments(at, position - first, target.address + block * target.plane, count)
+        if counts:
+            for block in range(step.cut.blocks):
+                at = moments + block * (MOMENTS * BYTES)
+                add_moments(at, position - first, target.address + block * target.plane, count)
         position += count
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normalise(Step):
-    """target = norm(raw) * mask + residual, or activation(norm(raw)). A task: a range of positions."""
+    """target = norm(raw) * mask + residual, or the activation of norm(raw) in its place. A task: a range of positions."""
 
     raw: Map
     positions: Count
@@ -140,10 +142,12 @@ def normalise(step, task, scratch):
     for block in range(step.cut.blocks):
         scale, shift = of_norm(step.norm, block, SCALE), of_norm(step.norm, block, SHIFT)
         raw, to = map_at(step.raw, block, first).address, map_at(step.target, block, first).address
+        mask, residual = address_of(step.mask, block, first), address_of(step.residual, block, first)
         if step.activates != 0:
             activate_row(raw, to, last - first, scale, shift, splat(ONE), step.activation)
+            if mask != 0 or residual != 0:
+                scale_row(to, mask, residual, to, last - first, splat(ONE), splat(ZERO))
         else:
-            mask, residual = address_of(step.mask, block, first), address_of(step.residual, block, first)
             scale_row(raw, mask, residual, to, last - first, scale, shift)
 
 

@@ -111,9 +111,9 @@ def slope_row(code, gradient, raw, target, count, scale, shift, gate, more, mean
         code.store(sums, code.load(sums, number * BYTES) + part.get(), number * BYTES)
 
 
-@staged(void, int64, int64, int64, int64, float32xN, float32xN, float32xN, int64, Activation)
-def both_row(code, gradient, raw, target, count, scale, shift, mean, sums, act):
-    """As `slope_row`, and raw = activation(raw * scale + shift) in its place."""
+@staged(void, int64, int64, int64, int64, int64, float32xN, float32xN, float32xN, int64, Activation)
+def both_row(code, gradient, raw, activated, target, count, scale, shift, mean, sums, act):
+    """As `slope_row`, and activated = activation(raw * scale + shift); it may be in the place of `raw`."""
     low, high = _limits(code, act)
     parts = [code.variable(code.vector(0.0)) for _ in range(2)]  # of this row alone: short sums are exact sums
     for mode in code.switch(act.code, MODES):
@@ -121,7 +121,7 @@ def both_row(code, gradient, raw, target, count, scale, shift, mean, sums, act):
             x = code.load(raw + i * BYTES)
             y, derivative = both(code, mode, code.fma(x, scale, shift), low, high)
             dz = code.load(gradient + i * BYTES) * derivative
-            code.store(raw + i * BYTES, y)
+            code.store(activated + i * BYTES, y)
             code.store(target + i * BYTES, dz)
             parts[0].set(parts[0].get() + dz)
             parts[1].set(code.fma(dz, x - mean, parts[1].get()))

@@ -23,7 +23,7 @@ from effnet_np.kernels.tiling import IDENTITY, Ahead, Share, band_of, ceil_div, 
 from effnet_np.kernels.training.batch import Partial, image_of
 from effnet_np.kernels.training.norm import MEAN, MOMENTS, SCALE, SHIFT, SUMS, A, B, C, Norm, add_moments, clear, of_norm
 from effnet_np.kernels.training.outer import Outer, outer
-from effnet_np.kernels.training.rows import gradient_row, slope_row
+from effnet_np.kernels.training.rows import gradient_row, scale_row, slope_row
 
 ZERO, ONE = np.float32(0), np.float32(1)
 
@@ -47,7 +47,7 @@ class StemForward(Step):
     width: Count
     bands: Count  # of a picture
     target: Map
-    moments: Partial
+    moments: Partial | None  # None: the stored statistics
     stem_row: Function = "stem_row"
 
     @property
@@ -76,7 +76,7 @@ def stem_forward(step, task, scratch):
             share = Share(group, block, group_start(group + 1, groups, blocks) - block, 0)
             row = map_at(target, block, y * step.width)
             stem_row(step.stem_row, layer, y, step.width, share, scratch, row, IDENTITY)
-    for block in range(blocks):
+    for block in range(blocks if step.moments.address != 0 else 0):
         at = step.moments.address + task * step.moments.piece + block * (MOMENTS * BYTES)
         clear(at, MOMENTS)
         here = target.address + block * target.plane + first * step.width * BYTES
@@ -84,12 +84,14 @@ def stem_forward(step, task, scratch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StemSlope(Step):
-    """The gradient of what is activated, in the place of that of the activation. A task: a range of positions."""
+class Slope(Step):
+    """The gradient of what is activated, from that of the activation; it may go to its place. A task: a range of positions."""
 
     positions: Count
     raw: Map
     gradient: Map
+    mask: Map | None  # that the activation was multiplied by
+    target: Map
     norm: Norm
     sums: Partial
     activation: Activation
@@ -103,17 +105,21 @@ class StemSlope(Step):
         return 3 * self.positions * self.cut.blocks * WIDTH
 
 
-@kernel(StemSlope)
-def stem_slope(step, task, scratch):
+@kernel(Slope)
+def slope(step, task, scratch):
     first, last = band_of(step.positions, step.cut, task)
     norm = step.norm
     for block in range(step.cut.blocks):
         sums = step.sums.address + task * step.sums.piece + block * (SUMS * BYTES)
         clear(sums, SUMS)
         raw, dy = map_at(step.raw, block, first).address, map_at(step.gradient, block, first).address
+        to = map_at(step.target, block, first).address
+        if step.mask.address != 0:
+            scale_row(dy, map_at(step.mask, block, first).address, 0, to, last - first, splat(ONE), splat(ZERO))
+            dy = to
         scale, shift, mean = of_norm(norm, block, SCALE), of_norm(norm, block, SHIFT), of_norm(norm, block, MEAN)
         gate, more = splat(ONE), splat(ZERO)
-        slope_row(dy, raw, dy, last - first, scale, shift, gate, more, mean, sums, step.activation)
+        slope_row(dy, raw, to, last - first, scale, shift, gate, more, mean, sums, step.activation)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ const TABLES = new Map([RISING, BOTH_WAYS].map(stops => {
   for (let i = 0; i < 256; i++) bytes.set([...colour(stops, i / 255), 255], 4 * i);
   return [stops, new Uint32Array(bytes.buffer)];
 }));
-const [NOTHING, MARKED] = new Uint32Array(Uint8ClampedArray.of(128, 128, 128, 255, 255, 0, 160, 255).buffer);
+// NaN is almost black, what is marked violet: neither is near a colour of the maps, for colour-blind people either.
+const [NOTHING, MARKED] = new Uint32Array(Uint8ClampedArray.of(34, 0, 0, 255, 170, 0, 255, 255).buffer);
 
 function rangeOf(data) {
   let least = Infinity, largest = -Infinity;
