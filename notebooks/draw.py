@@ -1068,6 +1068,10 @@ def scaling(sizes, points, alone, share, cores):
             ax.annotate(f"{count} cores", (1000 * time, 1 / time), textcoords="offset points", xytext=(5, 2), fontsize=7)
     ax.plot([1000 * alone] * 2, [1 / alone, 16 / alone], "k:", linewidth=1, label="a picture for each core, up to 16 cores")
     ax.set(xscale="log", yscale="log", xlabel="latency: milliseconds until the call is done", ylabel="pictures a second")
+    for set_ticks, (low, high) in ((ax.set_xticks, ax.get_xlim()), (ax.set_yticks, ax.get_ylim())):
+        ticks = [tick * 10**power for power in range(-2, 5) for tick in (1, 2, 5) if low <= tick * 10**power <= high]
+        set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
     ax.set_title("Numbers at dots: pictures in the call; bars: the best run to 90%; black: computed, not measured")
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     plt.show()
