@@ -999,8 +999,8 @@ def survival(sizes, kept, noise):
 
 def windows(cases):
     """Where windows of stride 2 lie, with zeros as SAME puts them and on all sides: {title: (side, kernel, zeros of SAME)}."""
-    fig, axes = plt.subplots(1, len(cases), figsize=(11, 2.6))
-    for ax, (title, (side, kernel, same)) in zip(axes, cases.items(), strict=True):
+    fig, axes = plt.subplots(1, len(cases), figsize=(11 if len(cases) > 1 else 7, 2.6), squeeze=False)
+    for ax, (title, (side, kernel, same)) in zip(axes[0], cases.items(), strict=True):
         for row, (before, after) in enumerate((same, (kernel // 2, kernel // 2))):
             for place in range(-before, side + after):
                 colour = "#cfd8dc" if 0 <= place < side else "white"
@@ -1008,9 +1008,15 @@ def windows(cases):
                 text = chr(ord("a") + place) if 0 <= place < side else "0"
                 ax.text(place + 0.5, -1.9 * row + 0.4, text, ha="center", va="center", fontsize=8)
             for window in range((side + before + after - kernel) // 2 + 1):
-                left, low = 2 * window - before, -1.9 * row - 0.15 - 0.22 * (window % 2)
+                left, low = 2 * window - before, -1.9 * row - 0.15 - 0.22 * (window % (kernel // 2 + 1))
                 ax.plot([left + 0.1, left + kernel - 0.1], [low, low], color=f"C{row}", linewidth=3)
-        ax.set(xlim=(-1.4, side + 1.4), ylim=(-2.6, 1.1), xticks=[], yticks=[0.4, -1.5], title=f"{title}; lines are windows")
+        ax.set(
+            xlim=(-kernel // 2 - 0.4, side + kernel // 2 + 0.4),
+            ylim=(-2.8, 1.1),
+            xticks=[],
+            yticks=[0.4, -1.5],
+            title=f"{title}; lines are windows",
+        )
         ax.set_yticklabels(["SAME", "all sides"])
         ax.spines[:].set_visible(False)
     plt.show()
