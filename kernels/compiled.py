@@ -39,7 +39,7 @@ from effnet_np.version import __version__
 
 MOST_PLANS = 8  # image sizes whose plans are kept
 TOGETHER = 8  # images of a batch that go through the last blocks at once,
-TOGETHER_BYTES = 1 << 25  # if their arenas are no larger than this
+TOGETHER_BYTES = 1 << 23  # if their maps are no larger than this there
 _models: weakref.WeakSet = weakref.WeakSet()
 
 
@@ -75,7 +75,7 @@ class _Bound:
     def __init__(self, owner: CompiledEfficientNet, plan, arena: np.ndarray, images: int, most: int):
         base = _aligned(arena)
         self.plan, self.images, self.most = plan, images, most
-        bases = [base + image * plan.arena_bytes for image in range(images)]
+        bases = [base + image * plan.late_bytes for image in range(images)]
         weights, functions, threads = owner._weights.address, owner._functions, owner.threads
         self.tables = np.stack([plan.bind(each, weights, functions, threads) for each in bases])
         self.steps, self.stride = len(plan.steps), self.tables[0].nbytes
@@ -86,7 +86,7 @@ class _Bound:
         for place, image in zip(self.places, images, strict=False):
             place.source[0] = image.ctypes.data
         late = self.plan.late if len(images) > 1 else self.steps
-        for place in self.places[: len(images)]:
+        for place in self.places[: len(images)][::-1]:  # see plan.py
             pool(place.address, 0, late, scratch, self.plan.scratch_bytes)
         if late < self.steps:
             first = self.places[0].address
@@ -271,11 +271,12 @@ class CompiledEfficientNet:
         bound = self._plans.get(key)
         if bound is None or bound.images < min(count, bound.most):
             planned = plan(self._network, self._weights, height, width, hidden, not self.classifies)
-            most = 1 if hidden else _together(planned)
+            most = _together(planned)
             images = min(count, most)
-            if self._arena.nbytes < images * planned.arena_bytes + ALIGN:
+            wanted = planned.arena_bytes + (images - 1) * planned.late_bytes
+            if self._arena.nbytes < wanted + ALIGN:
                 self._plans.clear()  # their tables point into the arena that goes
-                self._arena = np.zeros(images * planned.arena_bytes // 4 + ALIGN, np.float32)
+                self._arena = np.zeros(wanted // 4 + ALIGN, np.float32)
             if self._scratch.nbytes < planned.scratch_bytes * self.threads + ALIGN:
                 self._scratch = np.zeros(planned.scratch_bytes * self.threads // 4 + ALIGN, np.float32)
             bound = self._plans[key] = _Bound(self, planned, self._arena, images, most)
@@ -398,7 +399,7 @@ class CompiledEfficientNet:
 
 def _together(planned) -> int:
     """How many images of a plan go through its last blocks at once."""
-    return max(1, min(TOGETHER, TOGETHER_BYTES // planned.arena_bytes))
+    return max(1, min(TOGETHER, TOGETHER_BYTES // planned.late_bytes)) if planned.late_bytes else 1
 
 
 def _packed_for() -> tuple:

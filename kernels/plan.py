@@ -6,10 +6,15 @@ Each kind of step is a file with four parts: a record (what the kernel is told),
 A block is three steps: expansion and depthwise convolution; squeeze-excite; projection. A fused one is two, a full convolution
 and the projection, or the first alone. Two places in the arena take turns as input and output of a block; a third holds the
 expanded map between a block's steps.
+
+The last blocks have more weights than numbers in their maps. Their maps have places of their own, at the arena's end, so that
+several images may wait there, to go through the last blocks together: `late_bytes` after one image's arena begins that of the
+next. What lies in front is then overwritten, image after image, beginning with the last one, whose arena lies behind all.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +22,7 @@ import numpy as np
 from effnet_np.kernels import classifier, depthwise, fused, head, project, squeeze_excite, stem, winograd
 from effnet_np.kernels.arena import Arena, FeatureMap
 from effnet_np.kernels.pack import Weights
-from effnet_np.kernels.record import Activation, Step, layout
+from effnet_np.kernels.record import Activation, At, Step, layout
 from effnet_np.kernels.table import CLAMPS, CODES
 from effnet_np.kernels.tiling import ceil_div
 
@@ -49,13 +54,14 @@ class Plan:
 
     steps: list[Step]
     starts: list[int]  # the number of each block's first step, and of the head's
-    late: int  # the number of the first step from which on weights are larger than maps
+    late: int  # the number of the first step of the last blocks, whose weights are larger than their maps
     image: tuple[int, int]  # height and width
     hidden: list[FeatureMap]
     last: FeatureMap | None
     pooled: int
     logits: int | None
     arena_bytes: int
+    late_bytes: int  # of them, what an image keeps for the last blocks; 0: no two images go together
 
     @property
     def scratch_bytes(self) -> int:
@@ -79,16 +85,21 @@ def plan(config, weights: Weights, height: int, width: int, keep_hidden: bool, k
     net, specs = Net(config, weights), config.blocks()
     # Only block 0 reads the stem's output. If all that it does first is to filter it, it makes it itself, row by row.
     inside = specs[0].expand_ratio == 1 and not specs[0].fused and not keep_hidden
-    maps = place(net.arena, sizes(config, height, width), keep_hidden, inside)
-    middles = [(spec.expanded_channels, m.height, m.width) for spec, m in zip(specs, maps[1:], strict=True)]
-    expanded = net.arena.reserve(max(FeatureMap(0, *size).bytes for size in middles))
+    shapes = sizes(config, height, width)
+    middles = [(spec.expanded_channels, *shape[1:]) for spec, shape in zip(specs, shapes[1:], strict=True)]
+    late = 0 if keep_hidden else late_block(shapes, middles)
+    maps = place(net.arena, shapes[:late], False, inside) if late else []
+    expanded = [largest(net.arena, middles[:late])] * late
+    early_bytes = net.arena.bytes
+    maps += place(net.arena, shapes[late:], keep_hidden, inside and not late)
+    expanded += [largest(net.arena, middles[late:])] * (len(specs) - late)
 
     picture = stem.stem_layer(net, height, width)
     steps = [] if inside else [stem.plan(net, picture, maps[0])]
     starts = []
-    for spec, source, target, size in zip(specs, maps, maps[1:], middles, strict=False):
+    for spec, source, target, place_of_middle, size in zip(specs, maps, maps[1:], expanded, middles, strict=False):
         starts.append(len(steps))
-        middle = FeatureMap(expanded.offset, *size)
+        middle = FeatureMap(place_of_middle.offset, *size)
         layer = picture if inside and spec.index == 0 else None
         steps += block(net, spec, source, middle, target, layer)
     starts.append(len(steps))
@@ -102,26 +113,32 @@ def plan(config, weights: Weights, height: int, width: int, keep_hidden: bool, k
     return Plan(
         steps,
         starts,
-        starts[late(specs, maps, middles)],
+        starts[late],
         (height, width),
         maps if keep_hidden else [],
         last,
         pooled.offset,
         logits and logits.offset,
         net.arena.bytes,
+        0 if keep_hidden else net.arena.bytes - early_bytes,
     )
 
 
-def late(specs, maps: list[FeatureMap], middles: list[tuple[int, int, int]]) -> int:
+def late_block(shapes: list[tuple[int, int, int]], middles: list[tuple[int, int, int]]) -> int:
     """The number of the first block from which on all have more weights than numbers in their maps, or of the head."""
-    first = len(specs)
+    first = len(middles)
     while first > 0:
-        expanded, height, width = middles[first - 1]
-        source, target = maps[first - 1 : first + 1]
-        if expanded * (source.channels + target.channels) <= source.size + expanded * height * width + target.size:
+        (inputs, *_), (outputs, *_), (expanded, *_) = shapes[first - 1], shapes[first], middles[first - 1]
+        maps = sum(math.prod(shape) for shape in (shapes[first - 1], shapes[first], middles[first - 1]))
+        if expanded * (inputs + outputs) <= maps:
             break
         first -= 1
     return first
+
+
+def largest(arena: Arena, shapes: list[tuple[int, int, int]]) -> At:
+    """A place for any one of these maps."""
+    return arena.reserve(max((FeatureMap(0, *shape).bytes for shape in shapes), default=0))
 
 
 def block(net, spec, source: FeatureMap, middle: FeatureMap, target: FeatureMap, layer) -> list[Step]:
@@ -156,5 +173,5 @@ def sizes(config, height: int, width: int) -> list[tuple[int, int, int]]:
 def place(arena: Arena, shapes: list[tuple[int, int, int]], keep: bool, inside: bool) -> list[FeatureMap]:
     """A place for each of these maps: one of its own, or one of two, by turns. The first needs none if it is never stored."""
     bytes_of = [FeatureMap(0, *shape).bytes for shape in shapes]
-    places = [arena.reserve(size) for size in (bytes_of if keep else [max(bytes_of[inside:])] * 2)]
+    places = [arena.reserve(size) for size in (bytes_of if keep else [max(bytes_of[inside:], default=0)] * 2)]
     return [FeatureMap(places[i % len(places)].offset, *shape) for i, shape in enumerate(shapes)]

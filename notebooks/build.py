@@ -62,7 +62,7 @@ def main() -> int:
         parser.error(f"there is no notebook {' '.join(options.numbers)} in {FOLDER}")
     if options.page:
         return write_page(options.page, paths)
-    warmup(["warmup"])  # the kernels, once, so that no notebook waits for them or warns
+    warmup(["warmup", "--training"])  # the kernels, once, so that no notebook waits for them or warns
     total, failed = 0.0, 0
     for path in paths:
         start = time.perf_counter()

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 
+import effnet_np
 from effnet_np.hf_config import EfficientNetConfig
-from effnet_np.images.io import SUFFIXES
+from effnet_np.images.io import SUFFIXES, load_image
 from effnet_np.inference.stream import preprocess
 from effnet_np.layers import BatchNorm2d, Conv2d, Linear
 from effnet_np.model import EfficientNetForImageClassification
+from effnet_np.training.folder import read_folder
 
 REPOSITORY = "effnet-np/effnet_np"  # owner/name on GitHub: the links that open a notebook ready to run come from here
 BRANCH = "main"
@@ -66,6 +70,70 @@ def as_input(pictures: np.ndarray, size: int) -> np.ndarray:
     """Digits (N, 8, 8) as network input (N, 3, size, size), each pixel a square; dark is -1, bright 1."""
     scaled = pictures.astype(np.float32) / 8 - 1
     return np.repeat(scaled.repeat(size // 8, axis=1).repeat(size // 8, axis=2)[:, None], 3, axis=1)
+
+
+class Task(NamedTuple):
+    """Pictures to learn classes from: network input (N, 3, S, S), labels (N,), the classes' names, which are held out (N,)."""
+
+    pictures: np.ndarray
+    labels: np.ndarray
+    names: list[str]
+    held_out: np.ndarray
+
+    def drawn(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Network input and labels of `count` pictures a class, of those that are not held out."""
+        shuffled = np.random.default_rng(seed).permutation(np.flatnonzero(~self.held_out))
+        rows = np.concatenate([shuffled[self.labels[shuffled] == label][:count] for label in range(len(self.names))])
+        return self.pictures[rows], self.labels[rows]
+
+    def judges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Network input and labels of the pictures that are held out."""
+        return self.pictures[self.held_out], self.labels[self.held_out]
+
+
+def digit_task(size: int = 64) -> Task:
+    """The 600 digits, size x size: of each, 30 to learn from and 30 held out."""
+    pictures, labels = digits()
+    held_out = np.zeros(len(labels), bool)
+    for label in range(10):
+        held_out[np.flatnonzero(labels == label)[30:]] = True
+    return Task(as_input(pictures, size), labels, [str(label) for label in range(10)], held_out)
+
+
+def patch_task(size: int = 64, count: int = 30, seed: int = 0) -> Task:
+    """Patches size x size, from random places of each photograph: of its left half to learn from, of its right one held out."""
+    generator, patches = np.random.default_rng(seed), []
+    for photo in PHOTOS.values():
+        picture = PIL.Image.open(IMAGES / photo.file).convert("RGB")
+        picture.thumbnail((10_000, 288), PIL.Image.Resampling.LANCZOS)  # all 288 high
+        pixels = (np.asarray(picture, np.float32).transpose(2, 0, 1) - 127) / 128
+        _, height, width = pixels.shape
+        for first, last in ((0, width // 2 - size), (width // 2, width - size)):
+            for _ in range(count):
+                y, x = generator.integers(height - size + 1), generator.integers(first, last + 1)
+                patches.append(pixels[:, y : y + size, x : x + size])
+    held_out = np.tile(np.repeat([False, True], count), len(PHOTOS))
+    return Task(np.stack(patches), np.repeat(np.arange(len(PHOTOS)), 2 * count), list(PHOTOS), held_out)
+
+
+def own_task(folder: str | Path, size: int = 96, seed: int = 0) -> Task:
+    """The middle squares of the pictures in a folder of yours, with a folder for each class; half of each class is held out."""
+    found = read_folder(Path(folder).expanduser(), split=0.5, seed=seed)
+    squares = []
+    for path, _ in [*found.train, *found.val]:
+        picture = PIL.Image.fromarray(load_image(path, 3))
+        square = PIL.ImageOps.fit(picture, (size, size), PIL.Image.Resampling.BICUBIC)
+        squares.append((np.asarray(square, np.float32).transpose(2, 0, 1) - 127) / 128)
+    labels = np.array([label for _, label in [*found.train, *found.val]])
+    return Task(np.stack(squares), labels, found.classes, np.arange(len(labels)) >= len(found.train))
+
+
+def compiled(model, **options):
+    """effnet_np.compile(model, **options), or without Numba the model itself, which takes the same calls, slowly."""
+    try:
+        return effnet_np.compile(model, **options)
+    except ImportError:
+        return model
 
 
 def untrained(

@@ -873,6 +873,43 @@ def learning(rates, loss, right):
     plt.show()
 
 
+# -- 11 · Fine-tuning -------------------------------------------------------------------------------------------------
+
+
+def cost(sizes, results, chance):
+    """Held-out accuracy against pictures a class: {task: {way: (seeds, sizes)}}; band: the worst seed to the best."""
+    fig, axes = plt.subplots(1, len(results), figsize=(11, 3.8), sharey=True)
+    for ax, (title, by_way) in zip(axes, results.items(), strict=True):
+        for number, (way, shares) in enumerate(by_way.items()):
+            percent = 100 * shares
+            ax.fill_between(sizes[title], percent.min(axis=0), percent.max(axis=0), color=f"C{number}", alpha=0.2, linewidth=0)
+            ax.plot(sizes[title], np.median(percent, axis=0), "o-", color=f"C{number}", label=way)
+        ax.axhline(100 * chance[title], color="C6", linewidth=0.8, linestyle=":", label="guessing")
+        ax.set(xscale="log", ylim=(0, 100), xlabel="pictures a class (logarithmic)", title=title)
+        ax.set_xticks(sizes[title], sizes[title])
+        ax.set_xticks([], minor=True)
+    axes[0].set_ylabel("held out, percent right")
+    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    fig.suptitle("What a class costs: median and range of three seeds")
+    plt.show()
+
+
+def by_rate(shares, head):
+    """Held-out accuracy by learning rate, {rate: one a seed}, a dot a seed; the band: the head alone, from worst to best."""
+    fig, ax = plt.subplots(figsize=(8, 3))
+    rates = list(shares)
+    ax.axhspan(100 * min(head), 100 * max(head), color="C2", alpha=0.2, linewidth=0, label="the head alone")
+    for rate, values in shares.items():
+        ax.plot([rate] * len(values), 100 * np.asarray(values), "o", color="C1", alpha=0.6)
+    ax.plot(rates, [100 * np.median(values) for values in shares.values()], color="C1", label="all of it, median")
+    ax.set(xscale="log", xlabel="learning rate (logarithmic)", ylabel="held out, percent right", ylim=(0, 100))
+    ax.set_xticks(rates, [f"{rate:.0e}" for rate in rates])
+    ax.set_xticks([], minor=True)
+    ax.set_title("All of the network, five of each digit; a dot a seed")
+    ax.legend(fontsize=8)
+    plt.show()
+
+
 # -- 12 · Which evidence survives a test? -----------------------------------------------------------------------------
 
 
@@ -1174,4 +1211,114 @@ def growth(pairs):
         ax.set(title=title, xlabel="stage", xticks=range(len(small)))
     axes[0].set_ylabel("blocks")
     axes[0].legend(fontsize=8)
+
+
+# -- 16 · Scaling out -------------------------------------------------------------------------------------------------
+
+
+def latencies(milliseconds):
+    """How the times of one call are distributed, with the median and what 99% stay below."""
+    fig, ax = plt.subplots(figsize=(8, 2.6))
+    edges = np.geomspace(milliseconds.min(), milliseconds.max() * 1.001, 50)
+    ax.hist(milliseconds, bins=edges, color="C0")
+    for share, colour in ((50, "C1"), (99, "C2")):
+        value = np.percentile(milliseconds, share)
+        ax.axvline(value, color=colour, label=f"{share}% within {value:.1f} ms")
+    ticks = [tick for tick in (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100, 200) if edges[0] <= tick <= edges[-1]]
+    ax.set(xscale="log", xlabel="milliseconds (logarithmic)", ylabel="runs")
+    ax.set_title(f"One picture, one core, {len(milliseconds)} times")
+    ax.set_xticks(ticks, ticks)
+    ax.set_xticks([], minor=True)
+    ax.legend(fontsize=8)
+    plt.show()
+
+
+def amdahl(shares, cores, best):
+    """Amdahl's line for each serial share {name: s}, and what was measured with 1 and with `cores` cores."""
+    fig, ax = plt.subplots(figsize=(8, 3.4))
+    n = np.geomspace(1, 64, 100)
+    ax.plot(n, n, color="C6", linewidth=0.8, linestyle=":", label="n cores, n times as fast")
+    for number, ((name, share), suffix) in enumerate(zip(shares.items(), ("", ", file"), strict=True)):
+        label = f"{name}: {share:.0%} serial"
+        ax.plot(n, 1 / (share + (1 - share) / n), color=f"C{number}", label=label)
+        if cores > 1:
+            speedup = best["one" + suffix] / best["all" + suffix]
+            ax.plot([1, cores], [1, speedup], "o", color=f"C{number}", markersize=7)
+    ax.set(xscale="log", yscale="log", xlabel="cores (logarithmic)", ylabel="times as fast (logarithmic)")
+    ax.set_xticks([1, 2, 4, 8, 16, 32, 64], [1, 2, 4, 8, 16, 32, 64])
+    ax.set_yticks([1, 2, 4, 8, 16, 32, 64], [1, 2, 4, 8, 16, 32, 64])
+    ax.minorticks_off()
+    ax.set_title("One picture on n cores: measured (dots), and Amdahl's line")
+    ax.legend(fontsize=8)
+    plt.show()
+
+
+def batches(sizes, seconds):
+    """Pictures a second by batch, as times of the batch of 1: seconds {name: (sizes, 3)}: best, median, 90th percentile."""
+    fig, ax = plt.subplots(figsize=(8, 3.2))
+    sizes = np.asarray(sizes)
+    for number, (name, times) in enumerate(seconds.items()):
+        low, middle, high = (sizes[:, None] / times / (1 / times[0, 1])).T[::-1]
+        ax.fill_between(sizes, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
+        ax.plot(sizes, middle, "o-", color=f"C{number}", label=name)
+    ax.axhline(1, color="C6", linewidth=0.8, linestyle=":")
+    ax.set(xscale="log", yscale="log", xlabel="pictures in a call", ylabel="throughput, times that of one")
+    ax.set_xticks(sizes, sizes)
+    ax.set_yticks([0.5, 1, 2, 4, 8], ["½", 1, 2, 4, 8])
+    ax.minorticks_off()
+    ax.set_title("What a batch brings, one core; band: the best run to 90%")
+    ax.legend(fontsize=8)
+    plt.show()
+
+
+def scaling(sizes, points, alone, share, cores):
+    """Throughput against latency: points {way: (batches, 3)} seconds, best, median and 90th percentile; and Amdahl's line."""
+    fig, ax = plt.subplots(figsize=(9.5, 4.6))
+    for (name, seconds), colour in zip(points.items(), ("C0", "C1", "C2"), strict=False):
+        rate = np.asarray(sizes)[:, None] / seconds
+        ax.plot(1000 * seconds.T, rate.T, color=colour, alpha=0.3, linewidth=4, solid_capstyle="round")
+        ax.plot(1000 * seconds[:, 1], rate[:, 1], "o-", color=colour, label=name)
+        for size, x, y in zip(sizes, 1000 * seconds[:, 1], rate[:, 1], strict=True):
+            ax.annotate(size, (x, y), textcoords="offset points", xytext=(4, -11), fontsize=7, color=colour)
+    n = np.array([1, 2, 4, 8, 16, 64])
+    times = alone * (share + (1 - share) / n)
+    ax.plot(1000 * times, 1 / times, "k.--", linewidth=1, label=f"Amdahl, one picture, {share:.0%} serial")
+    for count, time in zip(n, times, strict=True):
+        if count > cores:
+            ax.annotate(f"{count} cores", (1000 * time, 1 / time), textcoords="offset points", xytext=(5, 2), fontsize=7)
+    ax.plot([1000 * alone] * 2, [1 / alone, 16 / alone], "k:", linewidth=1, label="a picture for each core, up to 16 cores")
+    ax.set(xscale="log", yscale="log", xlabel="latency: milliseconds until the call is done", ylabel="pictures a second")
+    for set_ticks, (low, high) in ((ax.set_xticks, ax.get_xlim()), (ax.set_yticks, ax.get_ylim())):
+        ticks = [tick * 10**power for power in range(-2, 5) for tick in (1, 2, 5) if low <= tick * 10**power <= high]
+        set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.set_title("Numbers at dots: pictures in the call; bars: the best run to 90%; black: computed, not measured")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    plt.show()
+
+
+def queue(loads, waited):
+    """Mean waiting time by load, waited {cores: (loads, seeds)}, and Pollaczek and Khinchine's line for one core."""
+    fig, ax = plt.subplots(figsize=(8, 3.2))
+    line = np.linspace(0.25, 0.96, 100)
+    ax.plot(line, line / (2 * (1 - line)), color="C6", linewidth=0.8, linestyle=":", label="the formula, one core")
+    for number, (cores, means) in enumerate(waited.items()):
+        ax.fill_between(loads, means.min(axis=1), means.max(axis=1), color=f"C{number}", alpha=0.2, linewidth=0)
+        ax.plot(loads, np.median(means, axis=1), "o-", color=f"C{number}", label=f"{cores} core{'s' * (cores > 1)}, one queue")
+    ax.set(xlabel="load of each core", ylabel="waiting, in pictures' time", title="How long a picture waits; band: three seeds")
+    ax.legend(fontsize=8)
+    plt.show()
+
+
+def plan(machines, hours, rate):
+    """Hours by number of machines, simulated {pictures: (machines, seeds)}, and N / (3600 r M)."""
+    fig, ax = plt.subplots(figsize=(8, 3.4))
+    machines = np.asarray(machines)
+    for number, (pictures, found) in enumerate(hours.items()):
+        ax.plot(machines, pictures / (3600 * rate * machines), color=f"C{number}", linewidth=1, linestyle=":")
+        ax.fill_between(machines, found.min(axis=1), found.max(axis=1), color=f"C{number}", alpha=0.2, linewidth=0)
+        ax.plot(machines, np.median(found, axis=1), "o-", color=f"C{number}", label=f"{pictures:,} pictures")
+    ax.set(xscale="log", yscale="log", xlabel="machines", ylabel="hours until all is done")
+    ax.set_title("Simulated (three seeds), and N / (3600 r M), dotted")
+    ax.legend(fontsize=8)
     plt.show()

@@ -9,6 +9,7 @@ network. The list is written into the pipe as it is read. The memory is the proc
 from __future__ import annotations
 
 import argparse
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -29,11 +30,12 @@ def feed(pipe, count: int, every: int, picture: Path) -> None:
 
 def watch(process: subprocess.Popen, seen: list[float]) -> None:
     """Megabytes."""
-    while process.poll() is None:
-        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS"):
-                seen.append(int(line.split()[1]) / 1024)
-        time.sleep(0.25)
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        while process.poll() is None:
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+                if line.startswith("VmRSS"):
+                    seen.append(int(line.split()[1]) / 1024)
+            time.sleep(0.25)
 
 
 def run(out: Path, options: argparse.Namespace, picture: Path) -> None:

@@ -149,6 +149,32 @@ def test_photographs_takes_a_folder_of_the_readers(tmp_path):
         course.photographs(model, tmp_path)
 
 
+@pytest.mark.parametrize("task", [course.digit_task(16), course.patch_task(48, count=5)], ids=["digits", "patches"])
+def test_a_task_holds_out_pictures_that_nobody_learns_from(task):
+    (x, y), (again, _), (asked, right) = task.drawn(3, seed=1), task.drawn(3, seed=2), task.judges()
+    assert np.bincount(y).tolist() == [3] * len(task.names)
+    assert set(right) == set(y)
+    assert not any((one == other).all() for one in asked for other in x)
+    assert (x != again).any()
+    assert -1 <= x.min() < x.max() <= 1
+    for one, label in zip(x, y, strict=True):
+        assert any((one == other).all() for other in task.pictures[~task.held_out & (task.labels == label)])
+
+
+def test_own_task_takes_a_folder_a_class_and_train_and_val_as_they_are(tmp_path):
+    for part, names in (("train", ("coffee.png", "chelsea.png")), ("val", ("rocket.jpg",))):
+        for label in ("a", "b"):
+            (tmp_path / part / label).mkdir(parents=True)
+            for name in names:
+                shutil.copy(NOTEBOOKS / "images" / name, tmp_path / part / label)
+    task = course.own_task(tmp_path, size=32)
+    assert task.names == ["a", "b"]
+    assert task.pictures.shape == (6, 3, 32, 32)
+    assert task.held_out.tolist() == [False] * 4 + [True] * 2
+    np.testing.assert_array_equal(task.pictures[4], task.pictures[5])  # the rocket, held out in both
+    assert task.drawn(2, seed=0)[1].tolist() == [0, 0, 1, 1]
+
+
 def test_links_into_the_explorer_lead_to_numbers_that_exist():
     """Each `#layer=...&channel=...&y=...&x=...` of a notebook names an activation and a place in it."""
     texts = {path.name[:2]: [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown"] for path in FILES}

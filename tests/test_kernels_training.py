@@ -130,7 +130,7 @@ def test_variant_with_stored_statistics(name, mode):
     check(small(**VARIANTS[name]), mode, batch=2)
 
 
-@pytest.mark.parametrize("name", ["b0", "lite0"])
+@pytest.mark.parametrize("name", ["b0", "lite0", "v2-b0"])
 def test_preset(name):
     check(EfficientNetConfig.preset(name), batch=2, size=(96, 128))
 
@@ -347,7 +347,7 @@ from test_kernels_training import OPTIMIZERS, VARIANTS, check, small, test_optim
 from effnet_np.kernels.target import WIDTH
 check(small(), batch=4, size=(96, 96))
 check(small(**VARIANTS["activation gelu"]), "stored", batch=2)
-for name in ("odd image", "max pool", "even and large kernels", "activation relu6"):
+for name in ("odd image", "max pool", "even and large kernels", "activation relu6", "version 2"):
     check(small(**VARIANTS[name]), "eval", batch=2)
 test_optimizers_move_as_those_in_numpy("adamw")
 print(WIDTH)
@@ -421,6 +421,14 @@ def test_bench_measures_the_same_step_of_the_same_network(model):
     found[1]["stem"] = found[1]["stem"] * np.float32(1.2)
     with pytest.raises(ValueError, match=r"they disagree by 2\.0e-01 in the gradient of the stem: nothing was timed"):
         bench.check(found[1], found[0], "they disagree")
+
+
+def test_bench_says_what_it_cannot_measure(monkeypatch):
+    with pytest.raises(ValueError, match="transformers has no v2-b0"):
+        bench.check_peers(["b0", "v2-b0"])
+    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="lite1's peer needs its package: pip install efficientnet-lite-pytorch"):
+        bench.check_peers(["b7", "lite1"])
 
 
 def test_bench_prints_a_table(monkeypatch, tmp_path, capsys):

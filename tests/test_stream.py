@@ -20,7 +20,7 @@ import effnet_np
 from effnet_np.images.processor import EfficientNetImageProcessor
 from effnet_np.inference import pipeline
 from effnet_np.inference.classify import get_runner
-from effnet_np.inference.stream import LARGEST_WINDOW, best_of, preprocess, stream
+from effnet_np.inference.stream import LARGEST_WINDOW, WINDOW, best_of, preprocess, stream
 
 from helpers import CHELSEA, COFFEE, pair, tiny_config
 
@@ -214,7 +214,7 @@ def test_no_more_pictures_are_held_than_the_window(runner):
     most = 0
     for _ in stream(runner, sources(), threads=2):
         most = max(most, len(alive))
-    assert 0 < most <= 2 * 8 + 3
+    assert 0 < most <= 2 * WINDOW + 3
 
 
 # -- what fails --------------------------------------------------------------------------------------------------------
@@ -233,6 +233,31 @@ def test_errors_in_their_place(runner):
         found = list(effnet_np.classify(many, model=runner, errors="return"))
         assert [isinstance(result, Exception) for result in found] == [index in kinds for index in range(20)]
     assert isinstance(effnet_np.classify(b"", model=runner, errors="return"), ValueError)
+
+
+def test_an_error_that_is_kept_holds_nothing(runner):
+    """No frame, so no bytes and no pixels, and no circle that only the garbage collector would find."""
+    alive = weakref.WeakSet()
+
+    class Damaged(io.BytesIO):
+        pass
+
+    def sources():
+        for _ in range(30):
+            alive.add(source := Damaged(b"no picture"))
+            yield source
+
+    gc.collect()
+    gc.disable()
+    try:
+        kept = list(stream(runner, sources(), errors="return"))
+        assert all(isinstance(error, ValueError) for error in kept)
+        assert not alive
+    finally:
+        gc.enable()
+    with pytest.raises(ValueError) as raised:  # what is raised shows where, down to the reader
+        effnet_np.classify(b"no picture", model=runner)
+    assert "images/io.py" in str(raised.traceback[-1].path)
 
 
 def test_an_error_ends_a_stream_and_names_the_picture(runner):

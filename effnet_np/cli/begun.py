@@ -44,7 +44,7 @@ def _digest(model: Any) -> str:
     digest = hashlib.sha256(_digest_of(model.config.to_dict()).encode())
     for name, array in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:32]
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 import time
 
-from effnet_np.cli.common import MODEL_HELP, Commands, add_architecture, architecture
+from effnet_np.cli.common import MODEL_HELP, Commands, add_architecture
 from effnet_np.printable import printable
 from effnet_np.training.settings import Settings, Watcher
 
@@ -80,8 +80,8 @@ def run(options: argparse.Namespace) -> int:
             resume=options.resume,
             threads=options.threads,
             watcher=bar,
+            architecture=options.architecture,
             **settings,
-            **architecture(options),
         )
     finally:
         bar.end()

@@ -21,7 +21,7 @@ import numpy as np
 from effnet_np.checkpoints import hub
 from effnet_np.images.io import MAX_PIXELS, is_picture
 from effnet_np.images.processor import find_processor
-from effnet_np.inference.stream import FUNCTIONS, check_errors, stream
+from effnet_np.inference.stream import FUNCTIONS, KINDS, check_errors, stream
 from effnet_np.model import EfficientNetForImageClassification
 from effnet_np.module import Module
 from effnet_np.printable import printable
@@ -95,10 +95,12 @@ def classify(
         return list(answers(list(images), errors=errors))
     if isinstance(images, Iterable) and not is_picture(images):
         return answers(images, errors=errors)
-    (answer,) = answers([images], errors="return")
-    if isinstance(answer, Exception) and errors == "raise":
-        raise answer
-    return answer
+    try:
+        (answer,) = answers([images], errors=errors)
+        return answer
+    except KINDS as error:
+        named = error
+    raise named.__cause__ or named  # without "images[0]": there is no list
 
 
 def check_count(name: str, value: Any, also: str = "") -> None:

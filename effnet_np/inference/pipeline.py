@@ -195,6 +195,7 @@ class _Crew:
             self._answer(prepared)
         for group in prepared:
             group.done = True
+        for group in prepared:  # not before: who waits for one finds all of them
             group.news.put(None)
 
     def _answer(self, groups: list[_Group]) -> None:

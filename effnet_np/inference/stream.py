@@ -22,9 +22,12 @@ from effnet_np.module import Module
 OUTPUTS = ("labels", "logits", "features", "pixel_values")
 ERRORS = ("raise", "return")
 FUNCTIONS = {"softmax": ops.softmax, "sigmoid": ops.sigmoid, "none": lambda logits: logits}
-WINDOW = 8  # sources that are read ahead, for each thread,
+WINDOW = 24  # sources that are read ahead, for each thread: those of three calls of a compiled network,
 LARGEST_WINDOW = 63  # and in all: the first result of an endless iterator comes before its 64th picture is read
 AT_ONCE = 8  # pictures that a thread preprocesses in one go, where that is all, if so many wait
+
+# Of what a picture may be at fault for; anything else is a fault of ours.
+KINDS = (FileNotFoundError, IsADirectoryError, PermissionError, OSError, TypeError, MemoryError, ValueError)
 
 Prediction = dict[str, Any]
 
@@ -96,13 +99,22 @@ def _in_turn(results: Iterator[Any], names: deque, errors: str) -> Iterator[Any]
         name = names.popleft()
         if isinstance(result, BaseException) and (errors == "raise" or not isinstance(result, Exception)):
             raise _naming(result, index, name)
+        if isinstance(result, KINDS):
+            _let_go(result)
         yield result
+
+
+def _let_go(error: BaseException) -> None:
+    """Take its tracebacks from an exception: they hold what was read and decoded, for as long as somebody keeps it."""
+    chain: BaseException | None = error
+    while chain is not None and chain.__traceback__ is not None:
+        chain.__traceback__ = None
+        chain = chain.__cause__ or chain.__context__
 
 
 def _naming(error: BaseException, index: int, image: Any) -> BaseException:
     """The same kind of exception, with the image of the list that it is about."""
-    kinds = (FileNotFoundError, IsADirectoryError, PermissionError, OSError, TypeError, MemoryError, ValueError)
-    kind = next((kind for kind in kinds if isinstance(error, kind)), None)
+    kind = next((kind for kind in KINDS if isinstance(error, kind)), None)
     if kind is None:  # a fault of ours: as it is
         return error
     path = f" ({os.fspath(image)})" if isinstance(image, (str, os.PathLike)) and str(image) not in str(error) else ""

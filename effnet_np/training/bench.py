@@ -4,8 +4,8 @@ As kernels/bench.py measures: a process for each engine, the same weights and pi
 classifier and the stem, dropout off), then interleaved rounds (dropout on), medians. Memory is what each process's resident
 set rises above what it was with the model built.
 
-Lite0's peer is the package `efficientnet-lite-pytorch`, the others' is transformers. torch.compile needs a C++ compiler; so it
-is measured where `--compile` asks for it.
+The Lite networks' peer is the package `efficientnet-lite-pytorch`, the others' is transformers. torch.compile needs a C++
+compiler; so it is measured where `--compile` asks for it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -28,7 +29,6 @@ from effnet_np.kernels import bench
 EAGER = ("torch", "torch-channels-last")
 COMPILED = "torch-compile"
 PEERS = (*EAGER, COMPILED)
-LITE = "lite0"  # whose peer is not transformers
 # Gradients against PyTorch's, of the same weights: the classifier's to that share of its largest number, the stem's, which all
 # layers lie behind, to that share of its length. PyTorch's own float32 is as far from its float64 as 2e-4 and 6e-2 (Lite0
 # channels-last with the batch's statistics: a number that rounding puts on the other side of one of ReLU6's kinks moves a
@@ -44,8 +44,7 @@ def columns(peers: Sequence[str]) -> list[str]:
 def run(options: argparse.Namespace) -> int:
     """The command. Prints a table; gives its exit status."""
     bench.check_installed(["torch"], bool(options.plot))
-    if LITE in options.model and find_spec("efficientnet_lite_pytorch") is None:
-        raise ImportError("lite0's peer is a package of its own: pip install efficientnet-lite-pytorch, or leave the model out")
+    check_peers(options.model)
     peers = PEERS if options.compile else EAGER
     results = []
     with tempfile.TemporaryDirectory() as folder:
@@ -62,6 +61,16 @@ def run(options: argparse.Namespace) -> int:
     if options.plot:
         plot(results, options.plot)
     return 0
+
+
+def check_peers(models: Sequence[str]) -> None:
+    """Raise ImportError or ValueError for a model whose peer is not installed, or that has none."""
+    for model in models:
+        if model.startswith("lite"):
+            if find_spec("efficientnet_lite_pytorch") is None:
+                raise ImportError(f"{model}'s peer needs its package: pip install efficientnet-lite-pytorch, or leave it out")
+        elif not re.fullmatch("b[0-7]", model):
+            raise ValueError(f"transformers has no {model}, so there is nothing to measure a step of learning against")
 
 
 def cells(result: dict[str, Any], peers: Sequence[str]) -> list[str]:
@@ -126,7 +135,7 @@ def peer(name: str, model: str, threads: int, statistics: str, images: np.ndarra
     import torch
 
     torch.set_num_threads(threads)
-    theirs, (classifier, stem), drop = torch_lite(model) if model == LITE else torch_hf(model)
+    theirs, (classifier, stem), drop = torch_lite(model) if model.startswith("lite") else torch_hf(model)
     theirs.train()
     pixels, targets = torch.from_numpy(images), torch.from_numpy(labels)
     if name != "torch":  # for a compiled one it is the faster layout, too
