@@ -130,9 +130,9 @@ def test_variant_with_stored_statistics(name, mode):
     check(small(**VARIANTS[name]), mode, batch=2)
 
 
-@pytest.mark.parametrize("name", ["b0", "lite0", "v2-b0"])
-def test_preset(name):
-    check(EfficientNetConfig.preset(name), batch=2, size=(96, 128))
+@pytest.mark.parametrize(("name", "batch"), [("b0", 2), ("lite0", 2), ("v2-b0", 6)])  # statistics over few numbers magnify
+def test_preset(name, batch):
+    check(EfficientNetConfig.preset(name), batch=batch, size=(96, 128))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 17])
@@ -193,7 +193,7 @@ def test_frozen_prefix_runs_the_kernels_of_the_forward_pass(name):
     fast = effnet_np.compile(model, 2, training=True)
     for patterns in ("*.blocks.[3-9].*", "classifier.*"):
         options = {"labels": np.arange(3), "seed": 5, "parameters": patterns, "pixel_gradient": False}
-        for change in (1.0, 1.1):
+        for change in (1.0, 9.0):
             for each in (model, fast.model):
                 each.state_dict()["efficientnet.embeddings.batchnorm.running_var"][...] *= np.float32(change)
             assert_gradients(fast.backward(images, **options), exactly(model, images, **options)[0])
