@@ -28,6 +28,7 @@ from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any
 
+EVIDENCE = 0.25  # seconds of the threads' time, before it is judged how they spend it
 PATIENCE = 1.0  # seconds after which a thread that waits looks whether its caller is still there
 NAME = "effnet_np stream"
 
@@ -130,8 +131,10 @@ class _Crew:
 
     def _wanted(self) -> int:
         """How many threads keep the cores busy, by the share of their time that they are on one."""
-        share = self.busy / max(self.busy + self.waited, 1e-9)
-        return min(self.most, math.ceil(self.cores / max(share, 1e-3))) if share < 0.7 and self.busy else self.cores
+        if self.busy + self.waited < EVIDENCE:
+            return self.cores
+        share = self.busy / (self.busy + self.waited)
+        return min(self.most, math.ceil(self.cores / max(share, 1e-3))) if share < 0.7 else self.cores
 
     def _start_thread(self) -> None:
         """One more; where the system gives none, those that there are do the work, and without any the caller does."""
