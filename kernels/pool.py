@@ -17,7 +17,8 @@ import weakref
 
 import numpy as np
 
-from effnet_np.kernels import cores, library
+from effnet_np.kernels import library
+from effnet_np.kernels.cores import usable
 from effnet_np.kernels.table import ASLEEP, LINE, STEPS
 
 _pools: weakref.WeakSet = weakref.WeakSet()
@@ -43,7 +44,7 @@ class Pool:
     """
 
     def __init__(self, threads: int, most_steps: int):
-        self.threads = min(threads, cores.usable())
+        self.threads = min(threads, usable())
         self._most_steps = most_steps
         self._run, self._serve = library.function("run_steps", 9), library.function("serve", 2)
         self._reset()

@@ -14,6 +14,7 @@ import numpy as np
 
 import effnet_np
 from effnet_np.architecture import round_filters
+from effnet_np.kernels import pool
 
 
 class Interrupt(BaseException):
@@ -37,6 +38,7 @@ def network(name):
 
 def besiege(model, threads, interrupts, seed=0):
     """(interrupts that were raised, answers in between, wrong ones among them)"""
+    pool.usable = lambda: 64  # as many threads as are asked for, whatever this machine has
     fast = effnet_np.compile(model, threads)
     generator = np.random.default_rng(1)
     size = model.config.image_size

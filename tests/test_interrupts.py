@@ -81,6 +81,7 @@ def test_signals_by_the_hundred_two_and_four_threads():
     assert all(line.endswith(" 0 wrong") for line in lines), done.stdout
 
 
+@pytest.mark.usefixtures("many_cores")
 def test_where_no_thread_can_be_started_fewer_do_the_work(monkeypatch):
     """Some of the threads that it wants, then none, then all: never more than there is memory for."""
     model, start, allowed = network("tiny"), threading.Thread.start, 1

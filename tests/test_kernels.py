@@ -17,7 +17,7 @@ pytest.importorskip("llvmlite")
 pytest.importorskip("numba")
 
 from effnet_np import EfficientNetConfig, EfficientNetForImageClassification, EfficientNetModel, ops
-from effnet_np.kernels import cores, library, overflow, table
+from effnet_np.kernels import library, overflow, pool, table
 from effnet_np.kernels.compiled import CompiledEfficientNet as compile_model
 from effnet_np.kernels.pool import Pool
 from effnet_np.layer_specs import layer_specs
@@ -27,10 +27,7 @@ if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
     pytest.skip("needs compiled code", allow_module_level=True)
 
 
-@pytest.fixture(autouse=True)
-def many_cores(monkeypatch):
-    """As many threads as a test asks for, whatever this machine has."""
-    monkeypatch.setattr(cores, "usable", lambda *_: 64)
+pytestmark = pytest.mark.usefixtures("many_cores")
 
 
 def live(config, bare=False, seed=0):
@@ -369,7 +366,7 @@ def test_several_python_threads_at_once():
 
 
 def test_no_more_threads_run_than_there_are_cores(monkeypatch):
-    monkeypatch.setattr(cores, "usable", lambda *_: 2)
+    monkeypatch.setattr(pool, "usable", lambda: 2)
     assert [Pool(threads, 1).threads for threads in (1, 2, 7)] == [1, 2, 2]
     before = threading.active_count()
     model = live(small())

@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("llvmlite")
 pytest.importorskip("numba")
 
-from test_kernels import VARIANTS, live, many_cores, pictures, run_on, small  # noqa: F401  (many_cores is a fixture)
+from test_kernels import VARIANTS, live, pictures, run_on, small
 
 import effnet_np
 from effnet_np import EfficientNetConfig
@@ -33,6 +33,7 @@ from effnet_np.training.trainer import Trainer
 if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
     pytest.skip("needs compiled code", allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("many_cores")
 MODES = ("eval", "stored", "train")  # of batch norms and dropout: off, dropout alone, both
 
 
