@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("a page as a file shows one picture: effnet-np explore photo.jpg -o page.html")
     if not 0 <= options.port < 65536:
         raise ValueError(f"--port must be a number below 65536, got {options.port}")
+    _one_heap()
     session, opening, trace = _session(options)
     if options.image is not None:
         session.add_picture(_read(options.image), Path(options.image).name)
@@ -66,6 +68,12 @@ def run(options: argparse.Namespace) -> int:
     with contextlib.suppress(KeyboardInterrupt):  # the way to end it
         explorer.serve()
     return 0
+
+
+def _one_heap() -> None:
+    """Where there is glibc: it would give each thread of the server a heap, and keep there what was freed. B4 took 130 MB more."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX of malloc.h
 
 
 def _session(options: argparse.Namespace) -> tuple[Any, dict[str, Any], Any]:
