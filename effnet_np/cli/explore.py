@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _one_heap() -> None:
-    """Where there is glibc: it would give each thread of the server a heap, and keep there what was freed. B4 took 130 MB more."""
+    """glibc would give each thread of the server a heap, and keep there what was freed: B4 took 130 MB more."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX of malloc.h
 
