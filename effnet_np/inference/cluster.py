@@ -40,7 +40,7 @@ from effnet_np.version import __version__
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-PIECE = 32  # pictures that go to a worker at once,
+PIECE = 128  # pictures that go to a worker at once: 32 cost a fifth of two local workers' throughput, 128 a tenth,
 PIECE_BYTES = 8 << 20  # or fewer, where they are not names of files but the pictures themselves
 AHEAD = 2  # pieces on their way for each thread of the cluster
 DEATHS = 3  # of workers on one picture, after which `local` calls it the cause
