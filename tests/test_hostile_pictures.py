@@ -412,3 +412,11 @@ def test_a_huge_icc_profile_is_ignored(format):
 def test_thin_pictures_are_pictures():
     for size in ((1, 1), (1, 60_000), (60_000, 1)):
         assert load_image(saved(PIL.Image.new("RGB", size), "PNG")).shape == (size[1], size[0], 3)
+
+
+def test_a_palette_that_is_missing():
+    """What a damaged file of many kinds can be: the fuzzer found one for which Pillow raised AssertionError."""
+    image = PIL.Image.new("P", (4, 4))
+    image.palette = None
+    with pytest.raises(ValueError, match="it has no palette: it is damaged"):
+        load_image(image)

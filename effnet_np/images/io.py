@@ -337,6 +337,8 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 def _convert(image: Image, mode: str) -> Image:
     import PIL.Image
 
+    if image.mode == "P" and image.palette is None:  # Pillow asserts that there is one
+        raise ValueError("the picture's pixels are numbers of a palette's colours, and it has no palette: it is damaged")
     if mode != "RGBA" and image.has_transparency_data:
         image = image.convert("RGBA")
         white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
