@@ -98,18 +98,13 @@ def test_modes_must_agree(case):
             compare_with_torch(ours, theirs, x, gradients=True, labels=labels)
     finally:
         ours.train()
-    theirs.dropout.p = 0.5
-    try:
-        with pytest.raises(ValueError, match=r"dropout is on in training mode \(dropout\)"):
-            compare_with_torch(ours, theirs, x, gradients=True, labels=labels)
-    finally:
-        theirs.dropout.p = 0.0
-    ours.dropout.rate = 0.5
-    try:
-        with pytest.raises(ValueError, match=r"dropout is on in training mode \(dropout\)"):
-            compare_with_torch(ours, theirs, x, gradients=True, labels=labels)
-    finally:
-        ours.dropout.rate = 0.0
+    for network, rate in ((theirs, "p"), (ours, "rate")):
+        setattr(network.dropout, rate, 0.5)
+        try:
+            with pytest.raises(ValueError, match=r"dropout is on in training mode \(dropout\)"):
+                compare_with_torch(ours, theirs, x, gradients=True, labels=labels)
+        finally:
+            setattr(network.dropout, rate, 0.0)
 
 
 @pytest.mark.parametrize("form", [("g.h5", []), ("g", ["--format", "npy", "--layout", "NHWC"])])

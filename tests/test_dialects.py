@@ -117,6 +117,7 @@ def test_the_other_commands_are_told_the_architecture(tmp_path, capsys):
     commands = [
         ["explain", photo, "-o", str(tmp_path / "map.png")],
         ["evaluate", str(tmp_path / "list.csv"), "--backend", "numpy"],
+        ["explore", photo, "-o", str(tmp_path / "page.html")],
         ["trace", photo, "-o", str(tmp_path / "trace.npz"), "--layers", "classifier"],
         ["trace", "--random", "0", "-o", str(tmp_path / "random.npz"), "--layers", "classifier"],
         ["finetune", str(tmp_path / "photos"), "-o", str(tmp_path / "new"), "--backend", "numpy", "--head-epochs", "1"],

@@ -50,13 +50,7 @@ class PackTaps(Step):
     there: Address
     back: Address
 
-    @property
-    def label(self):
-        return "pack"
-
-    @property
-    def flops(self):
-        return 0
+    label, flops = "pack", 0
 
     @property
     def floats(self):
@@ -81,13 +75,7 @@ class ReduceTaps(Step):
     taps: Count
     target: Address
 
-    @property
-    def label(self):
-        return "reduce"
-
-    @property
-    def flops(self):
-        return 0
+    label, flops = "reduce", 0
 
     @property
     def floats(self):

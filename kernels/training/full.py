@@ -45,13 +45,7 @@ class Spread(Step):
     taps: Count  # K * K
     back: Count  # 1: from `wide` to `narrow`
 
-    @property
-    def label(self):
-        return "pack"
-
-    @property
-    def flops(self):
-        return 0
+    label, flops = "pack", 0
 
     @property
     def floats(self):

@@ -34,13 +34,7 @@ class Pack(Step):
     there: Address
     back: Address  # panels with `rows` inputs, or None
 
-    @property
-    def label(self):
-        return "pack"
-
-    @property
-    def flops(self):
-        return 0
+    label, flops = "pack", 0
 
     @property
     def floats(self):
@@ -99,13 +93,7 @@ class Reduce(Step):
     room: Count  # rows that a group has room for in a piece
     target: Address  # (rows, columns)
 
-    @property
-    def label(self):
-        return "reduce"
-
-    @property
-    def flops(self):
-        return 0
+    label, flops = "reduce", 0
 
     @property
     def floats(self):

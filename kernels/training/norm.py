@@ -97,13 +97,7 @@ class NormForward(Step):
     momentum: Real
     unbias: Real  # biased to unbiased variance, which is what is stored
 
-    @property
-    def label(self):
-        return "norm"
-
-    @property
-    def flops(self):
-        return 0
+    label, flops = "norm", 0
 
     @property
     def floats(self):
