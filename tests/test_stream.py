@@ -49,7 +49,8 @@ def runner(request, model):
 
 
 def threads_of_streams():
-    return [thread for thread in threading.enumerate() if thread.name == pipeline.NAME]
+    """Those that run. A Thread whose `start` was interrupted too early stays in threading's list for ever, and never runs."""
+    return [thread for thread in threading.enumerate() if thread.name == pipeline.NAME and thread.ident is not None]
 
 
 @pytest.fixture(autouse=True)
@@ -288,6 +289,13 @@ def test_a_fault_in_a_thread_reaches_the_caller(runner, monkeypatch):
     monkeypatch.setattr(sys.modules["effnet_np.inference.stream"], "load_image", leave)
     with pytest.raises(SystemExit):
         list(stream(runner, pictures(5), errors="return"))
+
+
+def test_an_exception_that_is_kept_keeps_no_thread(runner):
+    with pytest.raises(FileNotFoundError) as kept:
+        list(effnet_np.classify(with_bad_ones(20), model=runner))
+    assert not threads_of_streams()
+    assert kept.value.__traceback__ is not None
 
 
 # -- threads -----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -45,7 +45,7 @@ def attempt(function: Callable, *arguments: Any) -> Any:
 
 def run(
     sources: Iterable[Any], prepare: Callable, lanes: list[Callable], group: int, threads: int, window: int, most: int = 1
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """For each source, in order, its result, or the exception that it ended in.
 
     prepare: source -> input. lanes: functions of a list of inputs that give a list of results; each is called by one thread

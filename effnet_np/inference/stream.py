@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from functools import partial
 from typing import Any
 
@@ -94,14 +95,15 @@ def _noting(sources: Iterable[Any], names: deque) -> Iterator[Any]:
         yield source
 
 
-def _in_turn(results: Iterator[Any], names: deque, errors: str) -> Iterator[Any]:
-    for index, result in enumerate(results):
-        name = names.popleft()
-        if isinstance(result, BaseException) and (errors == "raise" or not isinstance(result, Exception)):
-            raise _naming(result, index, name)
-        if isinstance(result, KINDS):
-            _let_go(result)
-        yield result
+def _in_turn(results: Generator[Any, None, None], names: deque, errors: str) -> Iterator[Any]:
+    with contextlib.closing(results):  # at once: an exception that is kept keeps this frame
+        for index, result in enumerate(results):
+            name = names.popleft()
+            if isinstance(result, BaseException) and (errors == "raise" or not isinstance(result, Exception)):
+                raise _naming(result, index, name)
+            if isinstance(result, KINDS):
+                _let_go(result)
+            yield result
 
 
 def _let_go(error: BaseException) -> None:
