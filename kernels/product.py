@@ -37,6 +37,13 @@ How it became fast. `python -m effnet_np.kernels.versions` runs every step of it
    from further away, in a burst that no hardware prefetcher knows of in time. Each pair of k steps asks for one line of the
    weights that this thread will probably need next: B0's 7x7 blocks got 8% faster (measured on a Zen 4). The next tile's
    inputs are asked for in the same way: 0.5% of B4.
+7. *Late swish*, where there are 16 registers (AVX2). A swish is a chain of 13 instructions that wait for each other, some 45
+   cycles. Behind a tile of 12 sums there is nothing else to do: what the core can look ahead is full of chains. So a tile is
+   stored without it, and gets it while the next one multiplies: in each step of 8 inputs, between two of them, some registers
+   go through it (class Late; the stem uses it, too). LLVM has to be kept from mixing the chains, or it spills the sums
+   (keep_apart in simd.py). `python tests/compare_kernels.py OLD --steps` beside the code without it and without pairs
+   (depthwise.py), Zen 5 running AVX2 code, one thread: expansion with depthwise convolution 0.93 of the time in B0, 0.92 in B4;
+   stem with its convolution 0.89 and 0.78. With AVX-512 it made no difference: a tile of 24 sums leaves the core longer.
 
 What did not help: asking for one's own weights 1, 3 or 6 KB ahead (no difference: the burst is more than the memory can
 give in that time, so it has to begin earlier).
@@ -48,10 +55,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from effnet_np.kernels.activations import FUSED, fused
+from effnet_np.kernels.activations import FUSED, fused, swish
 from effnet_np.kernels.kernel import function
 from effnet_np.kernels.record import Activation, Address, Count, Map
-from effnet_np.kernels.simd import int64, njit, splat, staged
+from effnet_np.kernels.simd import int64, keep_apart, njit, splat, staged
+from effnet_np.kernels.table import CLAMP, SWISH
 from effnet_np.kernels.target import BYTES, HALVES, REGISTERS, UNIT, WIDTH
 from effnet_np.kernels.tiling import Ahead, blocks_of, equal_tiles, group_edges, in_registers, second_pass, units_of
 
@@ -60,6 +68,8 @@ HEIGHTS = {6: 8, 4: 12, 2: 12} if REGISTERS == 32 else {6: 4, 4: 6, 2: 6}
 if HALVES:
     HEIGHTS |= {5: 8, 3: 12}
 HEIGHT_WIDE, HEIGHT_NARROW = HEIGHTS[6], HEIGHTS[4]
+# Whether swish comes late (7. above). With 32 registers the tiles are longer, and hide it as it is.
+LATE = REGISTERS == 16
 RESIDUAL = -1  # in a tile, instead of an activation's number: add the residual
 ZERO = np.float32(0)
 
@@ -153,12 +163,17 @@ def _tiles(code, shape, count, source, panel, target, epilogue, ahead):
     for halves in code.switch(shape.halves, HEIGHTS):
         lanes = [WIDTH] * (halves // 2) + [WIDTH // 2] * (halves % 2)
         for positions in code.switch(shape.pixels, range(1, HEIGHTS[halves] + 1)):
+            late = Late(code, target.plane, len(lanes)) if LATE else None
             with code.loop(shape.rows) as y, code.loop(count) as number:
                 moved = number * (positions * BYTES)
                 from_, to = source.address + moved + y * source.row, target.address + moved + y * target.row
                 sums = start_sums(code, panel, positions, lanes)
-                here = code.variable(panel.weights)
-                add_product(code, sums, source.plane, panel.units, lanes, from_, here, coming, ahead.end)
+                here, units = code.variable(panel.weights), panel.units
+                if late:
+                    first = late.in_steps(units)
+                    add_product(code, sums, source.plane, first, lanes, from_, here, coming, ahead.end, late)
+                    from_, units = from_ + first * source.plane, units - first
+                add_product(code, sums, source.plane, units, lanes, from_, here, coming, ahead.end)
                 for mode in code.switch(activation.code, (*FUSED, RESIDUAL)):
                     for v in range(len(lanes)):
                         half = lanes[v] < WIDTH
@@ -167,10 +182,57 @@ def _tiles(code, shape, count, source, panel, target, epilogue, ahead):
                             x = sums[i][v].get()
                             if mode == RESIDUAL:
                                 x = x + code.load(other, i * BYTES, lanes[v])
-                            else:
+                            elif mode == CLAMP or not late:
                                 x = fused(code, mode, x, limits[0][half], limits[1][half])
                             code.store(plane, x.widened() if half else x, i * BYTES)
+                    if mode == SWISH and late:
+                        late.leave(to, positions)
+            if late:
+                late.finish()
     return coming.get()
+
+
+class Late:
+    """Writes the code for a tile that is stored without its swish, and gets it while the next tile's sums are made.
+
+    In one step of the next tile's loop over the inputs, two positions come in: a register for each of `vectors` channel blocks.
+    """
+
+    def __init__(self, code, plane, vectors):
+        self.code, self.plane, self.vectors = code, plane, vectors
+        self.address, self.left = code.variable(code.int(0)), code.variable(code.int(0))  # of the next position; how many
+
+    def leave(self, address, positions):
+        """That tile is late now."""
+        self.address.set(address)
+        self.left.set(self.code.int(positions))
+
+    def finish(self, but=0):
+        """Applies swish to all positions but so many, without a next tile."""
+        with self.code.loop(self.left.get() - but):
+            for v in range(self.vectors):
+                self._swish(v)
+        self.left.set(self.code.int(0))
+
+    def in_steps(self, most):
+        """How many of the next `most` steps have positions that come in; what they have no room for is done now."""
+        steps = self.code.smaller(most, self.left.get() >> 1)
+        self.finish(steps * 2)
+        return steps
+
+    def come_in(self, sums, part, parts):
+        """In part `part` of `parts` of a step: the registers whose turn it is there."""
+        for r in range(2 * self.vectors):
+            if r * parts // (2 * self.vectors) == part:
+                keep_apart(self.code, sums)
+                self._swish(r % self.vectors)
+                keep_apart(self.code, sums)
+
+    def _swish(self, v):
+        at = self.address.get() + v * self.plane
+        self.code.store(at, swish(self.code, self.code.load(at)))
+        if v == self.vectors - 1:
+            self.address.set(self.address.get() + BYTES)
 
 
 def start_sums(code, panel, positions, lanes):
@@ -179,8 +241,8 @@ def start_sums(code, panel, positions, lanes):
     return [[code.variable(bias) for bias in biases] for _ in range(positions)]
 
 
-def add_product(code, sums, plane, units, lanes, source, here, coming, end):
-    """Adds the product over all input channels to a tile's sums: the inner loop of the whole library.
+def add_product(code, sums, plane, units, lanes, source, here, coming, end, late=None):
+    """Adds the product over `units` of input channels to a tile's sums: the inner loop of the whole library.
 
     `here` is where the weights are, and then where they end.
     """
@@ -197,6 +259,8 @@ def add_product(code, sums, plane, units, lanes, source, here, coming, end):
         b, line = here.get(), coming.get()
         coming.set(code.smaller(line + UNIT // 2 * 64, end))
         for k in range(UNIT):
+            if late:
+                late.come_in([s for row in sums for s in row], k, UNIT)
             if k % 2:
                 code.prefetch(line, k // 2 * 64)
             weights = [code.load(b, (k * vectors + v) * BYTES, lanes[v]) for v in range(vectors)]

@@ -160,6 +160,21 @@ class Variable:
         self.code.builder.store(value.value, self.slot)
 
 
+def keep_apart(code: Code, variables: list[Variable]) -> None:
+    """No instructions; what follows stays behind what stands before: for x86, and vectors that stay in registers meanwhile.
+
+    LLVM mixes independent computations as if registers were many. Where sums occupy 12 of 16, it would spill them.
+    """
+    values = [variable.get().value for variable in variables]
+    kinds = [value.type for value in values]
+    one = len(values) == 1
+    kind = ir.FunctionType(kinds[0] if one else ir.LiteralStructType(kinds), kinds)
+    constraints = ["=x"] * len(kinds) + [str(i) for i in range(len(kinds))] + ["~{memory}"]
+    kept = code.builder.call(ir.InlineAsm(kind, "", ",".join(constraints), side_effect=True), values)
+    for i, variable in enumerate(variables):
+        variable.set(Vector(code, kept if one else code.builder.extract_value(kept, i)))
+
+
 class Code:
     """Writes instructions: the first argument of every staged function."""
 

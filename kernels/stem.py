@@ -5,7 +5,8 @@ Plain meaning, with zeros around the picture, `top` rows of them above it and `l
     out[y, x, :] = activation(sum over c, i, j of picture[c, 2y + i - top, 2x + j - left] * weight[c, i, j, :] + bias)
 
 It is a matrix product with 27 inputs for a position (3 colours), which lie 2 numbers apart for neighbouring positions. So it is
-done as one, with a tile of 8 positions times up to 3 registers of channels (as in product.py), straight from the
+done as one, with a tile of 8 positions times up to 3 registers of channels (as in product.py, and with its late swish where
+there are 16 registers: then 4 positions, or 6 where 2 registers of channels are all), straight from the
 picture's own NCHW layout: nothing is unfolded. The three rows of each colour that an output row needs are copied to the
 thread's scratch first, 3% of the work, so that the zeros at the edges need no case of their own.
 
@@ -23,13 +24,16 @@ import numpy as np
 from effnet_np.kernels.activations import FUSED, fused
 from effnet_np.kernels.arena import FeatureMap
 from effnet_np.kernels.kernel import function, kernel
-from effnet_np.kernels.product import Shape, map_at, pack_matrix
+from effnet_np.kernels.product import LATE, Late, Shape, map_at, pack_matrix
 from effnet_np.kernels.record import Activation, Address, Bytes, Count, Function, Map, Real, Step
 from effnet_np.kernels.simd import int64, load, load_scalar, njit, splat, staged, store, store_scalar, void
-from effnet_np.kernels.target import BYTES, REGISTERS, VECTORS, WIDTH
+from effnet_np.kernels.table import CLAMP, SWISH
+from effnet_np.kernels.target import BYTES, REGISTERS, WIDTH
 from effnet_np.kernels.tiling import Share, band_of, ceil_div, cut, equal_tiles, in_registers, second_pass, share_of
 
-HEIGHT = 8 if REGISTERS == 32 else 4  # positions of a tile
+# Positions of a tile, for its width in half registers.
+HEIGHTS = {6: 8, 4: 8, 2: 8} if REGISTERS == 32 else {6: 4, 4: 6, 2: 6}
+HEIGHT_WIDE, HEIGHT_NARROW = HEIGHTS[6], HEIGHTS[4]
 ZERO = np.float32(0)
 
 
@@ -120,27 +124,40 @@ def plan(net, layer: StemLayer, target: FeatureMap) -> Stem:
 def _tiles(code, shape, count, rows, layer, target, activation):
     """`count` tiles of `shape.pixels` positions each, from the padded rows; a `rows.plane` holds one colour's three."""
     low, high = code.splat(activation.low), code.splat(activation.high)
-    for halves in code.switch(shape.halves, range(2, 2 * VECTORS + 1, 2)):
+    for halves in code.switch(shape.halves, HEIGHTS):
         vectors = halves // 2
-        for positions in code.switch(shape.pixels, range(1, HEIGHT + 1)):
+        for positions in code.switch(shape.pixels, range(1, HEIGHTS[halves] + 1)):
+            late = Late(code, target.plane, vectors) if LATE else None
             with code.loop(count) as number:
                 bias = [code.load(layer.bias, v * BYTES) for v in range(vectors)]
                 sums = [[code.variable(bias[v]) for v in range(vectors)] for _ in range(positions)]
-                with code.loop(layer.channels) as channel:
-                    panel = layer.weights + channel * (9 * vectors * BYTES)
-                    for i in range(3):
-                        window = rows.address + number * (8 * positions) + channel * rows.plane + rows.row * i
-                        for j in range(3):
-                            weights = [code.load(panel, ((3 * i + j) * vectors + v) * BYTES) for v in range(vectors)]
+
+                first = late.in_steps(layer.channels) if late else code.int(0)
+                for comes, times, begin in [(late, first, 0)] * LATE + [(None, layer.channels - first, first)]:
+                    with code.loop(times) as turn:
+                        channel = turn + begin
+                        panel = layer.weights + channel * (9 * vectors * BYTES)
+                        for tap in range(9):
+                            if comes:
+                                comes.come_in([s for row in sums for s in row], tap, 9)
+                            window = rows.address + number * (8 * positions) + channel * rows.plane + rows.row * (tap // 3)
+                            weights = [code.load(panel, (tap * vectors + v) * BYTES) for v in range(vectors)]
                             for p in range(positions):
-                                x = code.load_splat(window, 8 * p + 4 * j)
+                                x = code.load_splat(window, 8 * p + 4 * (tap % 3))
                                 for v in range(vectors):
                                     sums[p][v].set(code.fma(x, weights[v], sums[p][v].get()))
                 to = target.address + number * (positions * BYTES)
                 for mode in code.switch(activation.code, FUSED):
                     for v in range(vectors):
                         for p in range(positions):
-                            code.store(to + target.plane * v, fused(code, mode, sums[p][v].get(), low, high), p * BYTES)
+                            x = sums[p][v].get()
+                            if mode == CLAMP or not late:
+                                x = fused(code, mode, x, low, high)
+                            code.store(to + target.plane * v, x, p * BYTES)
+                    if mode == SWISH and late:
+                        late.leave(to, positions)
+            if late:
+                late.finish()
 
 
 @njit
@@ -173,7 +190,7 @@ def stem_row(layer, y, pixels, share, scratch, target, activation):
     weights, bias = layer.weights + share.first_block * (layer.channels * 9 * BYTES), layer.bias + share.first_block * BYTES
     here = StemLayer(layer.image, layer.channels, layer.height, layer.width, layer.top, layer.left, layer.row, weights, bias)
     now = in_registers(activation)
-    for size, count, first in equal_tiles(pixels, HEIGHT):
+    for size, count, first in equal_tiles(pixels, HEIGHT_WIDE if share.vectors > 2 else HEIGHT_NARROW):
         if count > 0:
             window = Map(rows.address + first * 8, rows.row, rows.plane)
             _tiles(Shape(2 * share.vectors, 1, size), count, window, here, map_at(target, 0, first), now)

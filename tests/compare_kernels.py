@@ -1,11 +1,12 @@
 """Another checkout's kernels beside these: are all outputs equal, bit for bit, and is this one as fast?
 
-    python tests/compare_kernels.py OLD_CHECKOUT [--models b0 b4] [--threads 1 2] [--seconds 20] [--random 40]
+    python tests/compare_kernels.py OLD_CHECKOUT [--models b0 b4] [--threads 1 2] [--seconds 20] [--random 40] [--steps]
 
 Each version runs in a process of its own, with machine code of its own in a temporary folder, compiled first (and timed).
 Then both answer for the presets, for every network of test_kernels.py, and for random networks. Speed is measured in
 short turns, one version after the other, so that a machine that slows down for a while slows both; the figure is the ratio of
-the medians, and of the times that a tenth of all answers took at most, over all turns.
+the medians, and of the times that a tenth of all answers took at most, over all turns. --steps adds each kind of step's.
+NUMBA_CPU_NAME and NUMBA_CPU_FEATURES in the environment choose the CPU that both make code for.
 """
 
 from __future__ import annotations
@@ -117,6 +118,18 @@ def compare_speed(old: Version, new: Version, model: str, threads: int, seconds:
     print(f"median {a:.2f} and {b:.2f}, ratio {b / a:.3f}; fastest tenth {c:.2f} and {d:.2f}, ratio {d / c:.3f}", flush=True)
 
 
+def compare_steps(old: Version, new: Version, model: str, threads: int, turns: int = 7) -> None:
+    """Of each kind of step: GFLOP/s there and here, and the ratio of the times, medians over turns."""
+    taken: list[dict] = []
+    for _ in range(turns):
+        there, here = (version.ask(what="profile", preset=model, threads=threads) for version in (old, new))
+        taken.append({kind: (*there[kind], *here[kind]) for kind in here if kind in there})
+    for kind in taken[0]:
+        before, _, now, flops = np.median([turn[kind] for turn in taken], axis=0)
+        speeds = f"{flops / before / 1e6:.0f} and {flops / now / 1e6:.0f} GFLOP/s"
+        print(f"{model}, {threads} threads, {kind}: {speeds}, time {np.median([t[kind][2] / t[kind][0] for t in taken]):.3f}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("old", type=Path)
@@ -124,6 +137,7 @@ def main() -> int:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing for each model and number of threads (0: none)")
     parser.add_argument("--random", type=int, default=40, help="random networks")
+    parser.add_argument("--steps", action="store_true", help="time each kind of step, too")
     parser.add_argument("--no-bits", action="store_true", help="time only")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -137,6 +151,8 @@ def main() -> int:
         for model in options.models if options.seconds else ():
             for threads in options.threads:
                 compare_speed(old, new, model, threads, options.seconds)
+                if options.steps:
+                    compare_steps(old, new, model, threads)
         for version in (old, new):
             version.process.stdin.close()
             version.process.wait()
@@ -165,6 +181,8 @@ def serve(root: Path) -> int:
             answer = time.process_time() - began
         elif what == "digest":
             answer = digest(effnet_np, **request)
+        elif what == "profile":
+            answer = profiled(effnet_np, models, **request)
         else:
             answer = timed(effnet_np, models, **request)
         print("@" + json.dumps(answer), flush=True)
@@ -217,11 +235,7 @@ def digest(effnet_np, threads: int, **which) -> str:
 
 def timed(effnet_np, models: dict, preset: str, threads: int, seconds: float) -> list[float]:
     """Seconds that each answer took, for about so long."""
-    if (preset, threads) not in models:
-        models.clear()
-        model = network(effnet_np, preset)
-        models[preset, threads] = effnet_np.compile(model, threads=threads), images(model.config, 1)
-    fast, pixels = models[preset, threads]
+    fast, pixels = compiled(effnet_np, models, preset, threads)
     fast(pixels)
     taken: list[float] = []
     while sum(taken) < seconds:
@@ -229,6 +243,24 @@ def timed(effnet_np, models: dict, preset: str, threads: int, seconds: float) ->
         fast(pixels)
         taken.append(time.perf_counter() - began)
     return taken
+
+
+def profiled(effnet_np, models: dict, preset: str, threads: int) -> dict[str, list[float]]:
+    """(milliseconds, FLOP) of each kind of step."""
+    fast, pixels = compiled(effnet_np, models, preset, threads)
+    sums: dict[str, list[float]] = {}
+    for kind, milliseconds, flops, _ in fast.profile(pixels, 12):
+        sums[kind] = [a + b for a, b in zip(sums.get(kind, [0, 0]), (milliseconds, flops), strict=True)]
+    return sums
+
+
+def compiled(effnet_np, models: dict, preset: str, threads: int):
+    """That network, kept until another is asked for, and an image."""
+    if (preset, threads) not in models:
+        models.clear()
+        model = network(effnet_np, preset)
+        models[preset, threads] = effnet_np.compile(model, threads=threads), images(model.config, 1)
+    return models[preset, threads]
 
 
 if __name__ == "__main__":

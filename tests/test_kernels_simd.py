@@ -18,7 +18,7 @@ from numba import njit
 from effnet_np import ops
 from effnet_np.kernels import activations, simd, sync, table
 from effnet_np.kernels.simd import float32xN, int64, staged, void
-from effnet_np.kernels.target import BYTES, WIDTH
+from effnet_np.kernels.target import BYTES, WIDTH, X86
 
 
 def elementwise(function):
@@ -56,6 +56,26 @@ def test_operators_and_fma_work_lane_by_lane():
     run(a.ctypes.data, b.ctypes.data, c.ctypes.data, out.ctypes.data)
     expected = [a + b, a - b, a * b, a / b, a * b + c, np.maximum(a, b), np.full(WIDTH, a[1])]
     np.testing.assert_allclose(out.reshape(7, WIDTH), expected, rtol=3e-7, atol=3e-7)
+
+
+@pytest.mark.skipif(not X86, reason="written for x86's registers")
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_is_kept_apart_passes_unchanged(count):
+    @staged(void, int64, int64)
+    def write(code, source, target):
+        variables = [code.variable(code.load(source, i * BYTES)) for i in range(count)]
+        simd.keep_apart(code, variables)
+        for i, variable in enumerate(variables):
+            code.store(target, variable.get(), i * BYTES)
+
+    @njit
+    def run(source, target):
+        write(source, target)
+
+    values = np.random.default_rng(0).standard_normal(count * WIDTH).astype(np.float32)
+    out = np.zeros_like(values)
+    run(values.ctypes.data, out.ctypes.data)
+    np.testing.assert_array_equal(out, values)
 
 
 def test_a_staged_loop_is_unrolled_and_a_loop_of_the_program_is_not():
