@@ -1,6 +1,7 @@
 """Speed and memory of forward + backward of B0 beside eager PyTorch, in training mode: a script, not a test.
 
     python tests/benchmark_training.py [--batch 4] [--rounds 7] [--threads 2]
+    python tests/benchmark_training.py --frozen b0 lite0 [--batch 16]    (compiled: a step where only the last blocks learn)
 
 Times are medians of interleaved rounds in one process. Memory is what the resident set of a process of its own rises above what
 it is with the model built and one forward + backward of 64 x 64 pixels done.
@@ -73,14 +74,44 @@ def memory(batch, library):
     print((peak - before) * 1024)
 
 
+def frozen(name, batch, rounds, threads):
+    """A compiled step with batch norms at stored statistics: all layers, the last blocks, the head; and forward alone."""
+    import effnet_np
+    from effnet_np.kernels.bench import images, network
+    from effnet_np.training.trainer import trainable
+
+    model, pixel_values = network(name).eval(), images(name, batch)
+    fast, learner = effnet_np.compile(model, threads), effnet_np.compile(model, threads, training=True)
+
+    def step(parts):
+        options = {"labels": list(range(batch)), "parameters": trainable(model, parts), "pixel_gradient": False}
+        return lambda: learner.backward(pixel_values, **options)
+
+    functions = {parts: step(parts) for parts in ("all", "last:3", "last:1", "head")} | {"forward": lambda: fast(pixel_values)}
+    times = {parts: [] for parts in functions}
+    for _ in range(rounds):
+        for parts, function in functions.items():
+            function()  # another one's plan was the last
+            start = time.perf_counter()
+            function()
+            times[parts].append(time.perf_counter() - start)
+    medians = {parts: statistics.median(taken) for parts, taken in times.items()}
+    shares = ", ".join(f"{parts} {t * 1e3:.0f} ms ({t / medians['all']:.2f})" for parts, t in medians.items())
+    print(f"{name}, batch {batch}, {threads} threads: {shares}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", default="2")
+    parser.add_argument("--frozen", nargs="+", metavar="MODEL", help="compiled steps in which only the last blocks learn")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.only == "speed":
+    if options.frozen:
+        for name in options.frozen:
+            frozen(name, options.batch, options.rounds, int(options.threads))
+    elif options.only == "speed":
         speed(options.batch, options.rounds)
     elif options.only:
         memory(options.batch, options.only)

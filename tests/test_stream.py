@@ -49,8 +49,8 @@ def runner(request, model):
 
 
 def threads_of_streams():
-    """Those that run. A Thread whose `start` was interrupted too early stays in threading's list for ever, and never runs."""
-    return [thread for thread in threading.enumerate() if thread.name == pipeline.NAME and thread.ident is not None]
+    """Those that run. A `Thread.start` that an interrupt ended inside of threading leaves one that is never alive."""
+    return [thread for thread in threading.enumerate() if thread.name == pipeline.NAME and thread.is_alive()]
 
 
 @pytest.fixture(autouse=True)
