@@ -30,8 +30,9 @@ How it became fast. `python -m effnet_np.kernels.versions` runs every step of it
 4. *Squeeze-excite's first half on the way.* The outputs are added up while they are in registers, and the task multiplies
    its channels' sums with their part of the reducing layer's weights. What is left of it for the next step (squeeze_excite.py)
    is to add one short vector for each task. v5 adds up, v4 does not.
-5. *Two tiles at a time where there are 16 registers* (AVX2): with 4 sums, each multiply-add waits for the last one, 25 times
-   for 5x5 taps. The weights of a row of taps, 8 sums and an input are 14 registers. 3% of the step (Zen 5 running AVX2 code).
+5. *Two equal tiles at a time where there are 16 registers* (AVX2): with 4 sums, each multiply-add waits for the last one, 25
+   times for 5x5 taps. The weights of a row of taps, 8 sums and an input are 14 registers. 3% of the step (Zen 5 running AVX2
+   code). A row of 7 stays two unequal tiles, one after the other.
 6. *Where the next row of results will be stored is fetched before*, for writing: 1% of B4's largest maps, which do not fit
    in the L2 (measured on a Zen 4).
 
@@ -72,7 +73,7 @@ from effnet_np.kernels.tiling import (
 )
 
 HEIGHT = 8 if REGISTERS == 32 else 4  # neighbouring outputs of a tile
-PAIRS = REGISTERS == 16  # two tiles at a time: 4 sums are too few for the core; outputs are added up in the same order
+PAIRS = REGISTERS == 16  # equal tiles: 4 sums are too few for the core; outputs are added up in the same order
 SPECIAL = ((3, 1), (3, 2), (5, 1), (5, 2))  # kernel sizes and strides with code of their own
 COPY, EXPAND, CONVOLVE = range(3)  # where the rows that are convolved come from: the map, its expansion, the stem
 RING_BYTES = 384 * 1024  # of a thread's ring of rows: well inside of an L2 of 512 KB or more
@@ -277,8 +278,8 @@ class Rows(NamedTuple):
     pixels: Count
 
 
-def _finish(code, sums, target, row, total, activation, together):
-    """Stores a tile, and adds it up, `together` neighbouring outputs at a time."""
+def _finish(code, sums, target, row, total, activation, size):
+    """Stores one tile of `size` outputs, or two, and adds up each."""
     for column in range(len(sums)):
         code.prefetch(target + row, column * BYTES, level=1, to_write=True)
     low, high = code.splat(activation.low), code.splat(activation.high)
@@ -286,8 +287,8 @@ def _finish(code, sums, target, row, total, activation, together):
         done = [fused(code, mode, y, low, high) for y in sums]
         for column, y in enumerate(done):
             code.store(target, y, column * BYTES)
-        for first in range(0, len(done), together):
-            part = done[first : first + together]
+        for first in range(0, len(done), size):
+            part = done[first : first + size]
             while len(part) > 1:
                 part = [part[i] + part[i + 1] if i + 1 < len(part) else part[i] for i in range(0, len(part), 2)]
             total.set(total.get() + part[0])

@@ -37,13 +37,14 @@ How it became fast. `python -m effnet_np.kernels.versions` runs every step of it
    from further away, in a burst that no hardware prefetcher knows of in time. Each pair of k steps asks for one line of the
    weights that this thread will probably need next: B0's 7x7 blocks got 8% faster (measured on a Zen 4). The next tile's
    inputs are asked for in the same way: 0.5% of B4.
-7. *Late swish*, where there are 16 registers (AVX2). A swish is a chain of 13 instructions that wait for each other, some 45
+7. *Late swish*, where there are 16 registers (AVX2). A swish is a chain of 12 instructions that wait for each other, some 45
    cycles. Behind a tile of 12 sums there is nothing else to do: what the core can look ahead is full of chains. So a tile is
-   stored without it, and gets it while the next one multiplies: in each step of 8 inputs, between two of them, some registers
-   go through it (class Late; the stem uses it, too). LLVM has to be kept from mixing the chains, or it spills the sums
-   (keep_apart in simd.py). `python tests/compare_kernels.py OLD --steps` beside the code without it and without pairs
-   (depthwise.py), Zen 5 running AVX2 code, one thread: expansion with depthwise convolution 0.93 of the time in B0, 0.92 in B4;
-   stem with its convolution 0.89 and 0.78. With AVX-512 it made no difference: a tile of 24 sums leaves the core longer.
+   stored without it. In each step of 8 inputs of the next tile two of its positions get it, one register at a time, loaded
+   and stored again between the multiply-adds of two inputs (class Late; the stem uses it, too); an odd position, and what the
+   steps have no room for, before them. LLVM has to be kept from mixing the chains, or it spills sums (keep_apart in simd.py).
+   `python tests/compare_kernels.py OLD --steps` beside the code without it and without pairs (depthwise.py), a Zen 5
+   running AVX2 code, one thread: expansion with depthwise convolution takes 0.92 of the time in B0 and in B4, the stem with its
+   convolution 0.88 and 0.77. With AVX-512 it made no difference: a tile of 24 sums keeps the core busy for longer.
 
 What did not help: asking for one's own weights 1, 3 or 6 KB ahead (no difference: the burst is more than the memory can
 give in that time, so it has to begin earlier).
@@ -60,7 +61,7 @@ from effnet_np.kernels.kernel import function
 from effnet_np.kernels.record import Activation, Address, Count, Map
 from effnet_np.kernels.simd import int64, keep_apart, njit, splat, staged
 from effnet_np.kernels.table import CLAMP, SWISH
-from effnet_np.kernels.target import BYTES, HALVES, REGISTERS, UNIT, WIDTH
+from effnet_np.kernels.target import BYTES, HALVES, REGISTERS, TRIPLE, UNIT, WIDTH
 from effnet_np.kernels.tiling import Ahead, blocks_of, equal_tiles, group_edges, in_registers, second_pass, units_of
 
 # The widths of a tile, in half registers, and how many positions' sums fit in the registers beside the weights.
@@ -69,7 +70,7 @@ if HALVES:
     HEIGHTS |= {5: 8, 3: 12}
 HEIGHT_WIDE, HEIGHT_NARROW = HEIGHTS[6], HEIGHTS[4]
 # Whether swish comes late (7. above). With 32 registers the tiles are longer, and hide it as it is.
-LATE = REGISTERS == 16
+LATE = REGISTERS == 16 and not TRIPLE.startswith("i686")  # which has only 8 of them
 RESIDUAL = -1  # in a tile, instead of an activation's number: add the residual
 ZERO = np.float32(0)
 
@@ -195,7 +196,8 @@ def _tiles(code, shape, count, source, panel, target, epilogue, ahead):
 class Late:
     """Writes the code for a tile that is stored without its swish, and gets it while the next tile's sums are made.
 
-    In one step of the next tile's loop over the inputs, two positions come in: a register for each of `vectors` channel blocks.
+    In one step of the next tile's loop over the inputs, two positions "come in": their registers, one for each of `vectors`
+    channel blocks, are loaded, go through swish, and are stored again.
     """
 
     def __init__(self, code, plane, vectors):

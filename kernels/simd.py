@@ -161,9 +161,10 @@ class Variable:
 
 
 def keep_apart(code: Code, variables: list[Variable]) -> None:
-    """No instructions; what follows stays behind what stands before: for x86, and vectors that stay in registers meanwhile.
+    """Keeps LLVM from moving work on these vectors, loads and stores across this place. For x86.
 
-    LLVM mixes independent computations as if registers were many. Where sums occupy 12 of 16, it would spill them.
+    It is empty inline assembly that claims to change memory and these registers ("=x", tied to what they hold). LLVM mixes
+    independent computations as if registers were many; where sums occupy 12 of 16, it would spill them.
     """
     values = [variable.get().value for variable in variables]
     kinds = [value.type for value in values]

@@ -148,9 +148,10 @@ def main() -> int:
         seconds = [version.ask(what="compile") for version in (old, new)]
         print(f"machine code: {seconds[0]:.1f} s of CPU time there, {seconds[1]:.1f} here, ratio {seconds[1] / seconds[0]:.2f}")
         same = options.no_bits or compare_bits(old, new, options.models, options.threads, options.random)
-        for model in options.models if options.seconds else ():
+        for model in options.models:
             for threads in options.threads:
-                compare_speed(old, new, model, threads, options.seconds)
+                if options.seconds:
+                    compare_speed(old, new, model, threads, options.seconds)
                 if options.steps:
                     compare_steps(old, new, model, threads)
         for version in (old, new):

@@ -409,7 +409,10 @@ from effnet_np.kernels.compiled import CompiledEfficientNet as compile
 from effnet_np.kernels.target import WIDTH
 wide = {{"width_coefficient": 1.0, "hidden_dim": 1280, "depth_coefficient": 0.4}}
 version2 = {{"fused_stages": 3, "padding": "same", "expand_ratios": [1, 4, 4, 4, 6, 6, 6], "image_size": 75}}
-for fields in ({{}}, {{"hidden_act": "gelu", "image_size": 75}}, wide, version2):
+# Rows of three tiles, and fewer steps in the stem than positions.
+relu6 = {{"hidden_act": "relu6", "image_size": 48, "num_channels": 1}}
+grey = relu6 | {{"hidden_act": "swish"}}
+for fields in ({{}}, {{"hidden_act": "gelu", "image_size": 75}}, wide, version2, relu6, grey):
     model = live(small(**fields)); images = pictures(model.config)
     assert_same(compile(model, threads=2)(images, output_hidden_states=True), model(images, output_hidden_states=True))
 print("width", WIDTH)

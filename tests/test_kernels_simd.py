@@ -61,6 +61,8 @@ def test_operators_and_fma_work_lane_by_lane():
 @pytest.mark.skipif(not X86, reason="written for x86's registers")
 @pytest.mark.parametrize("count", [1, 3])
 def test_what_is_kept_apart_passes_unchanged(count):
+    """That it keeps LLVM from spilling shows in the speed alone: tests/compare_kernels.py."""
+
     @staged(void, int64, int64)
     def write(code, source, target):
         variables = [code.variable(code.load(source, i * BYTES)) for i in range(count)]

@@ -348,6 +348,7 @@ def test_interrupts_at_random_moments_leave_no_thread_and_no_wrong_answer(model)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     gc.collect()
+    time.sleep(0.1)  # until a thread that was just started is alive
     until = time.monotonic() + 5  # an interrupt in the very end of a stream is noticed by its threads a moment later
     while threads_of_streams() and time.monotonic() < until:
         time.sleep(0.05)
