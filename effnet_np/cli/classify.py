@@ -215,10 +215,10 @@ class _Sink:
         if self.lines is not None:
             self.lines.write(record_of(name, **fields))
         elif self.json:
-            print(json_line(record_of(name, **fields)), flush=True)
+            _say_whole(json_line(record_of(name, **fields)))
         else:
             labels = [f"  {prediction['score']:6.1%}  {printable(prediction['label'])}" for prediction in result]
-            print("\n".join([printable(name), *labels]), flush=True)
+            _say_whole("\n".join([printable(name), *labels]))
 
     def failure(self, name: str, reason: str) -> None:
         if self.lines is not None:
@@ -230,7 +230,12 @@ class _Sink:
             self.lines.close()
 
 
+def _say_whole(lines: str) -> None:
+    """In one write: with `python -u`, print makes a second one of the line's end, and Ctrl-C may come before it."""
+    print(f"{lines}\n", end="", flush=True)
+
+
 def _report_failure(name: str, reason: str, as_json: bool) -> None:
     if as_json:
-        print(json_line(record_of(name, error=text(reason))), flush=True)
+        _say_whole(json_line(record_of(name, error=text(reason))))
     print(f"effnet-np: {printable(reason if name in reason else f'{name}: {reason}')}", file=sys.stderr, flush=True)
